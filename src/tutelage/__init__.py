@@ -1,0 +1,1 @@
+"""Tutelage: distil large language models with losses that are proved right."""

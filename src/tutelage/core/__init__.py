@@ -1,0 +1,1 @@
+"""What every floor shares: records, targets, settings, errors, seeds and the run log."""

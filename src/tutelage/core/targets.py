@@ -1,0 +1,73 @@
+"""What a teacher may answer for a batch, and the head that turns hidden states into logits."""
+
+from dataclasses import dataclass
+from typing import final
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The last linear map of a language model: logits = softcap(scale * (hidden @ weight.T + bias)).
+
+    The weight may be tied to the input embedding; it is never copied here.
+    """
+
+    weight: Float[Tensor, "V D"]
+    bias: Float[Tensor, "V"] | None = None
+    scale: float = 1.0
+    """Multiplies the logits (Cohere, Granite divide by a constant: give its inverse)."""
+    softcap: float | None = None
+    """Squeezes the scaled logits to softcap * tanh(logits / softcap) (Gemma)."""
+    num_real: int | None = None
+    """Vocabulary entries that mean something; rows behind them are padding. None: all of them."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LogitsTarget:
+    """The teacher's raw scores, one row for each position."""
+
+    logits: Float[Tensor, "*at V"]
+    labels: Int[Tensor, "*at"] | None = None
+    """The completion's own token ids, for objectives with hard labels."""
+    num_real: int | None = None
+    """Vocabulary entries that mean something; what lies behind them is ignored on both sides."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class HiddenTarget:
+    """The teacher's last hidden states and its head: exact for every objective, and small."""
+
+    hidden: Float[Tensor, "N W"]
+    head: Head
+    labels: Int[Tensor, "N"] | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TopKTarget:
+    """The K entries a teacher kept, with natural-log probabilities over its whole vocabulary."""
+
+    ids: Int[Tensor, "*at K"]
+    logp: Float[Tensor, "*at K"]
+    labels: Int[Tensor, "*at"] | None = None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SampledTarget:
+    """Token ids drawn from the teacher, with weights that add up to about one.
+
+    Source: random-sampling knowledge distillation, arXiv:2503.16870.
+    """
+
+    ids: Int[Tensor, "*at S"]
+    weights: Float[Tensor, "*at S"]
+    labels: Int[Tensor, "*at"] | None = None
+
+
+Target = LogitsTarget | HiddenTarget | TopKTarget | SampledTarget

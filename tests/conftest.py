@@ -1,0 +1,19 @@
+"""Settings every test shares: few threads, no hub, reproducible hypothesis."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("tutelage", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.load_profile("tutelage")
+
+
+@pytest.fixture(autouse=True)
+def fixed_torch_seed() -> None:
+    torch.manual_seed(0)
