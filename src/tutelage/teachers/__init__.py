@@ -1,1 +1,5 @@
-"""TODO."""
+"""Who says what the student should have said, asked one batch at a time."""
+
+from tutelage.teachers.teacher import Teacher
+
+__all__ = ["Teacher"]

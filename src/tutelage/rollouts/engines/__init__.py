@@ -1,1 +1,1 @@
-"""TODO."""
+"""Engines that sample completions, token ids in and token ids out."""

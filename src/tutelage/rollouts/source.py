@@ -1,0 +1,35 @@
+"""Where the rows of a step come from, as an interface."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from tutelage.core.records import Rollout
+
+
+class RolloutSource(ABC):
+    """An endless supply of rollouts whose place in the supply can be saved and restored."""
+
+    @abstractmethod
+    def take(self, num_rows: int) -> list[Rollout]:
+        """This process's next rows: `num_rows` of them, always.
+
+        All processes call this the same number of times with the same `num_rows`; together they
+        receive what a single process would have received for `num_rows` times as many.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the supply, as plain numbers; the same on every process."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a place that `state_dict` returned, with no row lost and none repeated.
+
+        Raises:
+            CheckpointError: the place belongs to another supply.
+        """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows in one epoch, over all processes."""
