@@ -1,0 +1,210 @@
+"""Targets that stand between student and teacher: TAID, a budget of nats, a tempered teacher.
+
+A move answers with teacher-side scores. It never carries a gradient and keeps nothing: where it
+needs a time `t`, a clock gives it.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Annotated, Literal, Self, final
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+from typing_extensions import override
+
+from tutelage.core.errors import ConfigError
+from tutelage.core.settings import Settings
+from tutelage.objectives.softmax import expected, log_softmax_at, upcast
+
+
+@torch.no_grad()
+def taid(
+    student_logits: Float[Tensor, "*at V"],
+    teacher_logits: Float[Tensor, "*at V"],
+    t: float | Float[Tensor, "*at"],
+) -> Float[Tensor, "*at V"]:
+    """Log-probabilities of the student moved a part `t` of the way to the teacher.
+
+        softmax((1 - t) * student_logits + t * teacher_logits)
+
+    The student is taken as it is now, without gradient. The mix is made of fp32 log-probabilities
+    (constants fall out of the softmax). An entry that either side rules out is ruled out for
+    every t, the ends included, so that the target is continuous in t.
+
+    Source: Shing et al. 2025 (TAID), arXiv:2501.16937.
+    """
+    student_logp = log_softmax_at(student_logits)
+    teacher_logp = log_softmax_at(teacher_logits)
+    ruled_out = (student_logp == -torch.inf) | (teacher_logp == -torch.inf)
+    if isinstance(t, Tensor):
+        t = t.unsqueeze(-1)
+    mixed = (1 - t) * student_logp + t * teacher_logp
+    return mixed.masked_fill(ruled_out, -torch.inf).log_softmax(dim=-1)
+
+
+@torch.no_grad()
+def budget_t(
+    student_logits: Float[Tensor, "*at V"],
+    teacher_logits: Float[Tensor, "*at V"],
+    budget: float,
+) -> Float[Tensor, "*at"]:
+    """For each position the largest `t` whose TAID target costs the student at most `budget` nats.
+
+    KL(target || student) never falls as t rises, so bisection is safe.
+    """
+    student_logp = log_softmax_at(student_logits)
+    teacher_logp = log_softmax_at(teacher_logits)
+
+    def affordable(t: Float[Tensor, "*at"]) -> Tensor:
+        target = taid(student_logp, teacher_logp, t)
+        return expected(target.exp(), target - student_logp) <= budget
+
+    low = torch.zeros_like(student_logp[..., 0])
+    high = torch.ones_like(low)
+    low = torch.where(affordable(high), high, low)
+    for _ in range(52 if low.dtype == torch.float64 else 24):
+        middle = (low + high) / 2
+        within = affordable(middle)
+        low = torch.where(within, middle, low)
+        high = torch.where(within, high, middle)
+    return low
+
+
+class Move(Settings, ABC):
+    """One member of `MoveSettings`, told apart by its `kind`."""
+
+    @abstractmethod
+    def moved(
+        self,
+        student_logits: Float[Tensor, "*at V"],
+        teacher_logits: Float[Tensor, "*at V"],
+        *,
+        t: float | Float[Tensor, "*at"] | None = None,
+    ) -> Float[Tensor, "*at V"]:
+        """Scores to learn from instead of the teacher's own; no gradient."""
+
+    def move_rows(
+        self,
+        student_logits: Float[Tensor, "R V"],
+        teacher_logits: Float[Tensor, "R V"],
+        *,
+        t: float | Float[Tensor, " R"] | None = None,
+    ) -> None:
+        """The same in place: on return `teacher_logits` holds the moved scores."""
+        teacher_logits.copy_(self.moved(student_logits, teacher_logits, t=t))
+
+
+@final
+class NoMove(Move):
+    """The teacher's own scores."""
+
+    kind: Literal["none"] = "none"
+
+    @override
+    def moved(
+        self,
+        student_logits: Float[Tensor, "*at V"],
+        teacher_logits: Float[Tensor, "*at V"],
+        *,
+        t: float | Float[Tensor, "*at"] | None = None,
+    ) -> Float[Tensor, "*at V"]:
+        return upcast(teacher_logits.detach())
+
+
+@final
+class Taid(Move):
+    """A target that travels from the student to the teacher as training goes on.
+
+    Source: Shing et al. 2025 (TAID), arXiv:2501.16937.
+    """
+
+    kind: Literal["taid"] = "taid"
+
+    schedule: Literal["linear", "adaptive", "exponential", "constant"] = "linear"
+    """How t goes from t_start to t_end. `adaptive` hurries when the loss falls, never below
+    linear; `constant` stays at t_start."""
+
+    t_start: Annotated[float, Ge(0), Le(1)] = 0.4
+    """Where the target starts: 0 is the student itself, 1 the teacher."""
+
+    t_end: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Where the target arrives."""
+
+    alpha: Annotated[float, Ge(0), Le(1)] | Literal["auto"] = 5e-4
+    """Adaptive only: how fast t may hurry. `auto` is 2 * rate / steps; the paper's 5e-4 leaves
+    runs of up to 4000 steps exactly linear."""
+
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.99
+    """Adaptive only: how much of the smoothed loss change is kept each step (the paper's beta)."""
+
+    rate: Annotated[float, Gt(0)] = 3.0
+    """Exponential, and adaptive with alpha auto: how concave the way is."""
+
+    @model_validator(mode="after")
+    def _forward_in_time(self) -> Self:
+        if self.t_start > self.t_end:
+            raise ValueError(
+                f"t_start is {self.t_start:g} and t_end {self.t_end:g}; t_start must not be "
+                "above t_end. Swap them."
+            )
+        return self
+
+    @override
+    def moved(
+        self,
+        student_logits: Float[Tensor, "*at V"],
+        teacher_logits: Float[Tensor, "*at V"],
+        *,
+        t: float | Float[Tensor, "*at"] | None = None,
+    ) -> Float[Tensor, "*at V"]:
+        if t is None:
+            raise ConfigError("taid has no t; it must be between 0 and 1. Give it a clock.")
+        return taid(student_logits, teacher_logits, t)
+
+
+@final
+class Budget(Move):
+    """As far towards the teacher as so many nats allow, for each position by itself."""
+
+    kind: Literal["budget"] = "budget"
+
+    nats: Annotated[float, Gt(0)] = 0.5
+    """KL(target || student) is at most this. The L1 norm of the gradient of forward KL is then
+    at most sqrt(2 * nats)."""
+
+    @override
+    def moved(
+        self,
+        student_logits: Float[Tensor, "*at V"],
+        teacher_logits: Float[Tensor, "*at V"],
+        *,
+        t: float | Float[Tensor, "*at"] | None = None,
+    ) -> Float[Tensor, "*at V"]:
+        return taid(
+            student_logits, teacher_logits, budget_t(student_logits, teacher_logits, self.nats)
+        )
+
+
+@final
+class Tempered(Move):
+    """The teacher at a temperature of its own, the student's left alone."""
+
+    kind: Literal["tempered"] = "tempered"
+
+    teacher_temperature: Annotated[float, Gt(0)] = 1.0
+    """Divides the teacher's logits: below 1 it sounds surer than it is."""
+
+    @override
+    def moved(
+        self,
+        student_logits: Float[Tensor, "*at V"],
+        teacher_logits: Float[Tensor, "*at V"],
+        *,
+        t: float | Float[Tensor, "*at"] | None = None,
+    ) -> Float[Tensor, "*at V"]:
+        return upcast(teacher_logits.detach()) / self.teacher_temperature
+
+
+MoveSettings = Annotated[NoMove | Taid | Budget | Tempered, Field(discriminator="kind")]
