@@ -31,8 +31,10 @@ class CrossEntropy(Objective):
         teacher_logits: Float[Tensor, "*at V"],
         labels: Int[Tensor, "*at"] | None = None,
     ) -> Float[Tensor, "*at"]:
+        """Nats, by token ids or the teacher's distribution."""
         student_logp = log_softmax_at(student_logits)
         if labels is not None and self.labels != "teacher":
+            _refuse_strangers(labels, num_entries=student_logp.shape[-1])
             return -student_logp.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)
         if self.labels == "tokens":
             raise DataError(
@@ -40,3 +42,12 @@ class CrossEntropy(Objective):
                 "carry the completion's ids. Use labels: teacher to learn its distribution."
             )
         return expected(log_softmax_at(teacher_logits).exp(), -student_logp)
+
+
+def _refuse_strangers(labels: Int[Tensor, "*at"], *, num_entries: int) -> None:
+    strange = labels[(labels < 0) | (labels >= num_entries)]
+    if strange.numel():
+        raise DataError(
+            f"A label is {int(strange[0])}; it must be a token id from 0 to {num_entries - 1}, the "
+            "entries both models have. Leave out untrained positions with loss_mask."
+        )

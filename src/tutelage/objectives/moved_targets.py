@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.settings import Settings
+from tutelage.objectives.objective import Objective
 from tutelage.objectives.softmax import expected, log_softmax_at, upcast
 
 
@@ -70,6 +71,16 @@ def budget_t(
         low = torch.where(within, middle, low)
         high = torch.where(within, high, middle)
     return low
+
+
+@torch.no_grad()
+def tempered(
+    teacher_logits: Float[Tensor, "*at V"], temperature: float | Float[Tensor, "*at"]
+) -> Float[Tensor, "*at V"]:
+    """The teacher's scores at a temperature of its own, one for all positions or one for each."""
+    if isinstance(temperature, Tensor):
+        temperature = temperature.unsqueeze(-1)
+    return upcast(teacher_logits) / temperature
 
 
 class Move(Settings, ABC):
@@ -193,8 +204,8 @@ class Tempered(Move):
 
     kind: Literal["tempered"] = "tempered"
 
-    teacher_temperature: Annotated[float, Gt(0)] = 1.0
-    """Divides the teacher's logits: below 1 it sounds surer than it is."""
+    teacher_temperature: Annotated[float, Gt(0)]
+    """Divides the teacher's logits: below 1 it sounds surer than it is, 1 leaves it alone."""
 
     @override
     def moved(
@@ -204,7 +215,45 @@ class Tempered(Move):
         *,
         t: float | Float[Tensor, "*at"] | None = None,
     ) -> Float[Tensor, "*at V"]:
-        return upcast(teacher_logits.detach()) / self.teacher_temperature
+        return tempered(teacher_logits, self.teacher_temperature)
 
 
 MoveSettings = Annotated[NoMove | Taid | Budget | Tempered, Field(discriminator="kind")]
+"""Any move, as a field of a tree of settings."""
+
+
+def is_learning_rate_ramp(move: Move, objective: Objective) -> bool:
+    """Whether TAID with this objective only multiplies the teacher's gradient by t.
+
+    So it is for reverse KL, KL(student || target) = t * KL(student || teacher) plus nothing that
+    has a gradient, and for whatever else is linear in the target's scores, such as
+    `concrete_score` without teacher weights. Under Adam such a run is a learning-rate warm-up in
+    disguise. Found by trying, so it holds for objectives of your own too.
+    """
+    if not isinstance(move, Taid):
+        return False
+    whole = _trial_gradient(objective, move, 1.0)
+    return all(
+        torch.allclose(_trial_gradient(objective, move, t), t * whole, rtol=1e-6, atol=1e-9)
+        for t in (0.3, 0.7)
+    )
+
+
+def is_inert(move: Move, objective: Objective) -> bool:
+    """Whether the objective never looks at what this move moves, so that it changes nothing.
+
+    So it is for cross-entropy on token ids, and for a teacher temperature of 1.
+    """
+    if isinstance(move, NoMove):
+        return False
+    plain = _trial_gradient(objective, NoMove(), None)
+    return torch.allclose(_trial_gradient(objective, move, 0.5), plain, rtol=1e-6, atol=1e-9)
+
+
+def _trial_gradient(objective: Objective, move: Move, t: float | None) -> Float[Tensor, "R V"]:
+    """The gradient of the objective on a few fixed rows of made-up scores."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 7, dtype=torch.float64, generator=generator).unbind()
+    labels = torch.zeros(3, dtype=torch.int64)
+    objective.rows(student, move.moved(student, 2 * teacher, t=t), labels)
+    return student

@@ -1,23 +1,164 @@
-"""The union of all objectives, and the way from a mapping of settings to one of them."""
+"""The union of all objectives, sums of them, and the way from a mapping of settings to one."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, final, get_args
 
-from pydantic import Field, TypeAdapter
+import torch
+from annotated_types import Gt, MinLen
+from jaxtyping import Float, Int
+from pydantic import Field, TypeAdapter, ValidationError
+from torch import Tensor
+from typing_extensions import override
 
+from tutelage.core.errors import ConfigError
+from tutelage.core.settings import Settings
 from tutelage.objectives.concrete_score import ConcreteScore
 from tutelage.objectives.cross_entropy import CrossEntropy
-from tutelage.objectives.divergences import JSD, ForwardKL, Jeffreys, ReverseKL, SymmetricKL
+from tutelage.objectives.direct_logit import DirectLogit
+from tutelage.objectives.divergences import (
+    JSD,
+    AdaptiveKL,
+    AlphaBeta,
+    AMiD,
+    ForwardKL,
+    Jeffreys,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+    SymmetricKL,
+    ToDi,
+    TotalVariation,
+)
 from tutelage.objectives.objective import Objective
 
+
+@final
+class WeightedPart(Settings):
+    """One objective of a sum, and what it counts."""
+
+    weight: Annotated[float, Gt(0)]
+    """Multiplies this part's nats."""
+
+    objective: "ObjectiveSettings"
+    """Any objective, with its own settings."""
+
+
+@final
+class WeightedSum(Objective):
+    """Several objectives at once, each with its weight; the weights need not add up to 1."""
+
+    kind: Literal["weighted_sum"] = "weighted_sum"
+
+    parts: Annotated[tuple[WeightedPart, ...], MinLen(1)]
+    """What is added up."""
+
+    @override
+    def from_logits(
+        self,
+        student_logits: Float[Tensor, "*at V"],
+        teacher_logits: Float[Tensor, "*at V"],
+        labels: Int[Tensor, "*at"] | None = None,
+    ) -> Float[Tensor, "*at"]:
+        """The weighted sum of the parts' nats."""
+        values = [
+            part.weight * part.objective.from_logits(student_logits, teacher_logits, labels)
+            for part in self.parts
+        ]
+        return torch.stack(values).sum(dim=0)
+
+    @override
+    def rows(
+        self,
+        student_logits: Float[Tensor, "R V"],
+        teacher_logits: Float[Tensor, "R V"],
+        labels: Int[Tensor, " R"] | None,
+    ) -> Float[Tensor, " R"]:
+        """The weighted sum of the parts' values, and of their gradients in place."""
+        values = torch.zeros_like(student_logits[:, 0])
+        gradient = torch.zeros_like(student_logits)
+        for part in self.parts:
+            scratch = student_logits.clone()
+            part_values = part.objective.rows(scratch, teacher_logits.clone(), labels)
+            values.add_(part_values, alpha=part.weight)
+            gradient.add_(scratch, alpha=part.weight)
+        student_logits.copy_(gradient)
+        return values
+
+
 ObjectiveSettings = Annotated[
-    ForwardKL | ReverseKL | Jeffreys | SymmetricKL | JSD | ConcreteScore | CrossEntropy,
+    ForwardKL
+    | ReverseKL
+    | Jeffreys
+    | SymmetricKL
+    | JSD
+    | SkewForwardKL
+    | SkewReverseKL
+    | TotalVariation
+    | AlphaBeta
+    | AdaptiveKL
+    | AMiD
+    | ToDi
+    | DirectLogit
+    | ConcreteScore
+    | CrossEntropy
+    | WeightedSum,
     Field(discriminator="kind"),
 ]
+"""Any objective, as a field of a tree of settings."""
+
+WeightedPart.model_rebuild()
+WeightedSum.model_rebuild()
 
 _ADAPTER: TypeAdapter[Objective] = TypeAdapter(ObjectiveSettings)
 
 
 def from_settings(settings: Mapping[str, Any]) -> Objective:
-    """The objective that `settings` describe, by their `kind`."""
-    return _ADAPTER.validate_python(dict(settings))
+    """The objective that `settings` describe, by their `kind`.
+
+    Raises:
+        ConfigError: a kind or setting that does not exist, a value out of range, or two settings
+            that contradict each other; one line, with the dotted path and the way out.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(settings))
+    except ValidationError as error:
+        raise ConfigError(_complaint(error)) from None
+
+
+def _complaint(error: ValidationError) -> str:
+    """The first mistake as one line: where, what was found, what is allowed, what to do."""
+    mistake = error.errors()[0]
+    kinds = {c.model_fields["kind"].default: c for c in get_args(get_args(ObjectiveSettings)[0])}
+    # Pydantic's location names the chosen member of a union too; a user never wrote that.
+    steps = [str(step) for step in mistake["loc"]]
+    where = ".".join(["objective", *(step for step in steps if step not in kinds)])
+    kind = next((step for step in reversed(steps) if step in kinds), "")
+    context = mistake.get("ctx", {})
+    match mistake["type"]:
+        case "union_tag_not_found":
+            return f"{where}.kind is missing; it must be one of {', '.join(kinds)}."
+        case "union_tag_invalid":
+            tag = str(context["tag"])
+            return (
+                f"{where}.kind is {tag}; it must be one of {', '.join(kinds)}."
+                f"{_did_you_mean(tag, kinds)}"
+            )
+        case "extra_forbidden" if kind:
+            names = list(kinds[kind].model_fields)
+            return (
+                f"{where} is not a setting of {kind}, which has {', '.join(names)}."
+                f"{_did_you_mean(steps[-1], names)}"
+            )
+        case "missing":
+            return f"{where} is missing; it must be given. Add it."
+        case "value_error":
+            return f"{where}.{context['error']}"
+        case _:
+            allowed = mistake["msg"].replace("Input should be", "it must be")
+            return f"{where} is {mistake['input']!r}; {allowed}."
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name, list(names), n=1)
+    return f" Did you mean {near[0]}?" if near else ""

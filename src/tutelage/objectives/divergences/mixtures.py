@@ -6,7 +6,7 @@ Each function takes normalised log-probabilities and returns one number per posi
 from typing import Annotated, Literal, Self, final
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from jaxtyping import Bool, Float
 from pydantic import model_validator
 from torch import Tensor
@@ -16,12 +16,15 @@ from tutelage.objectives.divergences.kl import forward_kl, reverse_kl
 from tutelage.objectives.objective import Divergence
 from tutelage.objectives.softmax import expected
 
+Share = float | Float[Tensor, "*at"]
+"""One share for all positions, or one for each."""
+
 
 def mixture_logp(
     student_logp: Float[Tensor, "*at V"],
     teacher_logp: Float[Tensor, "*at V"],
     *,
-    teacher_share: float,
+    teacher_share: Share,
     power: float = 1.0,
 ) -> Float[Tensor, "*at V"]:
     """The log of the power mean of two distributions; not normalised unless the power is 1.
@@ -33,6 +36,8 @@ def mixture_logp(
     cancellation, and an entry ruled out by one side only has a finite value and gradient. An
     entry ruled out by both is -inf.
     """
+    if isinstance(teacher_share, Tensor):
+        teacher_share = teacher_share.to(student_logp.dtype).unsqueeze(-1)
     student_leads = student_logp >= teacher_logp
     larger = torch.where(student_leads, student_logp, teacher_logp)
     smaller = torch.where(student_leads, teacher_logp, student_logp)
@@ -66,17 +71,73 @@ def jsd(
     return teacher_share * from_teacher + (1 - teacher_share) * from_student
 
 
+def skew_forward_kl(
+    student_logp: Float[Tensor, "*at V"],
+    teacher_logp: Float[Tensor, "*at V"],
+    *,
+    teacher_share: Share,
+) -> Float[Tensor, "*at"]:
+    """KL(teacher || mixture), the mixture being `teacher_share` teacher and the rest student.
+
+    Never more than -log(teacher_share) nats, whatever the student: the gradient stays bounded
+    where `forward_kl` explodes. It is `forward_kl` itself at a share of 0, and 0 at 1.
+
+    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898.
+    """
+    if not isinstance(teacher_share, Tensor) and teacher_share == 0:
+        return forward_kl(student_logp, teacher_logp)
+    mixture = mixture_logp(student_logp, teacher_logp, teacher_share=teacher_share)
+    return expected(teacher_logp.exp(), teacher_logp - mixture)
+
+
+def skew_reverse_kl(
+    student_logp: Float[Tensor, "*at V"],
+    teacher_logp: Float[Tensor, "*at V"],
+    *,
+    student_share: Share,
+    detach_mixture: bool = False,
+) -> Float[Tensor, "*at"]:
+    """KL(student || mixture), the mixture being `student_share` student and the rest teacher.
+
+    Never more than -log(student_share) nats, so a token that the teacher rules out costs a finite
+    amount. It is `reverse_kl` itself at a share of 0, and 0 at 1.
+
+    Args:
+        detach_mixture: take the student inside the mixture as a constant, as DistiLLM-2's code
+            does: the same value with a larger gradient.
+
+    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898.
+    """
+    if not isinstance(student_share, Tensor) and student_share == 0:
+        return reverse_kl(student_logp, teacher_logp)
+    mixture = mixture_logp(
+        student_logp.detach() if detach_mixture else student_logp,
+        teacher_logp,
+        teacher_share=1 - student_share,
+    )
+    return expected(student_logp.exp(), student_logp - mixture)
+
+
 @final
 class JSD(Divergence):
-    """Generalised Jensen-Shannon divergence."""
+    """Generalised Jensen-Shannon divergence: bounded, between the two directions of KL.
+
+    Unscaled it fades to 0 at both ends of `teacher_share`, where TRL and Liger jump to unscaled
+    forward and reverse KL; here the ends are refused. Scaled it *is* those two at the ends, and
+    continuous between them.
+
+    Source: Agarwal et al. 2024 (GKD), arXiv:2306.13649.
+    """
 
     kind: Literal["jsd"] = "jsd"
 
     teacher_share: Annotated[float, Ge(0), Le(1)] = 0.5
-    """How much of the mixture is teacher: TRL's `beta`."""
+    """How much of the mixture is teacher: beta in GKD, TRL and Liger, 1 - lam in DistiLLM. Towards
+    0 it behaves like forward KL, towards 1 like reverse KL."""
 
     scaled: bool = False
-    """Divide by teacher_share * (1 - teacher_share)."""
+    """Divide by teacher_share * (1 - teacher_share), so that both ends may be used. In fp32 the
+    value keeps about 1e-7 / share relative digits near an end: take the end itself there."""
 
     @model_validator(mode="after")
     def _no_silent_zero(self) -> Self:
@@ -100,3 +161,52 @@ class JSD(Divergence):
         values = jsd(student_logp, teacher_logp, teacher_share=self.teacher_share)
         scale = self.teacher_share * (1 - self.teacher_share)
         return values / scale if self.scaled else values
+
+
+@final
+class SkewForwardKL(Divergence):
+    """Forward KL to a student that is softened with some of the teacher.
+
+    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898.
+    """
+
+    kind: Literal["skew_forward_kl"] = "skew_forward_kl"
+
+    teacher_share: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """How much of the mixture is teacher (alpha in the paper). 0 is plain forward KL; at 1 the
+    mixture is the teacher itself and nothing would be learned."""
+
+    @override
+    def divergence(
+        self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
+    ) -> Float[Tensor, "*at"]:
+        return skew_forward_kl(student_logp, teacher_logp, teacher_share=self.teacher_share)
+
+
+@final
+class SkewReverseKL(Divergence):
+    """Reverse KL to a teacher that is softened with some of the student.
+
+    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898.
+    """
+
+    kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
+
+    student_share: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """How much of the mixture is student (alpha in the paper). 0 is plain reverse KL; at 1 the
+    mixture is the student itself and nothing would be learned."""
+
+    detach_mixture: bool = False
+    """Take the student inside the mixture as a constant, as DistiLLM-2's code does. The value is
+    the same; the gradient is larger."""
+
+    @override
+    def divergence(
+        self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
+    ) -> Float[Tensor, "*at"]:
+        return skew_reverse_kl(
+            student_logp,
+            teacher_logp,
+            student_share=self.student_share,
+            detach_mixture=self.detach_mixture,
+        )
