@@ -2,5 +2,24 @@
 
 from tutelage.models.anatomy import FAMILIES, Anatomy, anatomy_of, layers_of
 from tutelage.models.causal_lm import CausalLM, Layout
+from tutelage.models.count import ParameterCount, parameter_count
+from tutelage.models.gguf_files import cache_folder
+from tutelage.models.load import LoadedModel, load_config, load_model, load_tokenizer
+from tutelage.models.save import save_model
 
-__all__ = ["FAMILIES", "Anatomy", "CausalLM", "Layout", "anatomy_of", "layers_of"]
+__all__ = [
+    "FAMILIES",
+    "Anatomy",
+    "CausalLM",
+    "Layout",
+    "LoadedModel",
+    "ParameterCount",
+    "anatomy_of",
+    "cache_folder",
+    "layers_of",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "parameter_count",
+    "save_model",
+]
