@@ -1,0 +1,140 @@
+"""How each number is called, written and judged, for every page."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, final
+
+NOTHING = "—"
+"""Shown where there is no number, or none that is finite."""
+
+
+def plain(value: float | None, *, digits: int = 3) -> str:
+    """A number for people: enough digits to compare, no noise, a dash for NaN."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1e7 or size < 10 ** -(digits + 1):  # noqa: PLR2004 - eight figures are too many
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{_minus(mantissa.rstrip('0').rstrip('.'))}e{_minus(str(int(exponent)))}"
+    if size >= 1000:  # noqa: PLR2004 - from here on, thousands are set apart
+        return _minus(f"{value:,.0f}")
+    return _minus(f"{value:.{_decimals(size, digits)}f}")
+
+
+def _decimals(size: float, digits: int) -> int:
+    if size < 10:  # noqa: PLR2004 - two figures before the point need one less behind it
+        return digits
+    return max(0, digits - 1 if size < 100 else digits - 2)  # noqa: PLR2004
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")  # noqa: RUF001 - a true minus is as wide as a plus
+
+
+def short_count(value: float | None) -> str:
+    """A count in three figures: 134.5 M."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    for limit, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= limit:
+            scale = 1e3 if unit == " k" else limit
+            return f"{value / scale:.4g}{unit}"
+    return f"{value:,.0f}"
+
+
+def percent(value: float | None, *, digits: int = 1) -> str:
+    """A share in percent."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return _minus(f"{100 * value:.{digits}f} %")
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the two units that matter: 5 min 12 s."""
+    if seconds is None or not math.isfinite(seconds):
+        return NOTHING
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    if whole < 3600:  # noqa: PLR2004 - an hour
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """One number that runs report."""
+
+    label: str
+    unit: str = ""
+    better: Literal["lower", "higher", "neither"] = "neither"
+    show: Callable[[float | None], str] = plain
+    meaning: str = ""
+    """One sentence for a reader who meets it for the first time."""
+
+    @property
+    def axis(self) -> str:
+        """The label with its unit, for an axis or the head of a column."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+_MEASURES = {
+    "forward_kl": Measure(
+        label="Forward KL",
+        unit="nats",
+        better="lower",
+        meaning="KL(teacher‖student) per held-out token: 0 when the student says exactly what "
+        "the teacher says.",
+    ),
+    "reverse_kl": Measure(
+        label="Reverse KL",
+        unit="nats",
+        better="lower",
+        meaning="KL(student‖teacher) per held-out token: large where the student likes what the "
+        "teacher would not say.",
+    ),
+    "top1_agreement": Measure(
+        label="Top-1 agreement",
+        better="higher",
+        show=percent,
+        meaning="Share of held-out tokens where both models' likeliest token is the same.",
+    ),
+    "perplexity": Measure(
+        label="Perplexity",
+        better="lower",
+        meaning="Of the held-out completions; 1 would be certainty.",
+    ),
+    "num_parameters": Measure(label="Parameters", show=short_count),
+    "tokens_per_second": Measure(label="Tokens/s", show=short_count),
+    "trained_tokens": Measure(label="Trained tokens", show=short_count),
+    "seconds": Measure(label="Time", show=duration),
+    "loss": Measure(label="Training loss", unit="nats"),
+    "learning_rate": Measure(label="Learning rate"),
+    "grad_norm": Measure(label="Gradient norm"),
+    "num_tokens": Measure(label="Trained tokens a step", show=short_count),
+    "t": Measure(label="TAID t"),
+    "student_entropy": Measure(label="Student entropy", unit="nats"),
+    "teacher_entropy": Measure(label="Teacher entropy", unit="nats"),
+    "accuracy": Measure(label="Accuracy", better="higher", show=percent),
+}
+
+
+def measure(name: str) -> Measure:
+    """What is known of a number; one nobody has described is shown under its own name."""
+    return _MEASURES.get(name) or Measure(label=words(name))
+
+
+_NAMES = {"cross_entropy": "Cross-entropy", "taid": "TAID", "csd": "CSD", "jsd": "JSD"}
+
+
+def words(name: str) -> str:
+    """A name from a file, as a person would write it."""
+    known = _NAMES.get(name)
+    if known is not None or name != name.lower():
+        return known or name
+    spaced = name.replace("_", " ").strip().replace(" kl", " KL")
+    return spaced[:1].upper() + spaced[1:]
