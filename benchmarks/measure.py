@@ -41,7 +41,7 @@ class Timing:
 
 @contextmanager
 def timed() -> Generator[Timing]:
-    """Measure a block; what `with timed() as timing:` gives is filled in when the block ends."""
+    """Measure a block of code; the timing it yields is filled in when the block ends."""
     timing = Timing()
     wall, cpu = time.perf_counter(), time.process_time()
     yield timing

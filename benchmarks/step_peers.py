@@ -1,0 +1,186 @@
+# pyright: basic
+# ruff: noqa: ANN001, ANN002, ANN003, ANN201, ANN202, ARG002, D102, FBT002, PLC0415
+# The door to TRL, which ships few types and may be missing; the signatures here are the trainers'.
+"""A step as the peers take it: TRL's GKDTrainer, and a transformers Trainer with full logits.
+
+Both are called as their users call them. What is changed is named here: the order of the rows
+(every implementation sees the same), and the loss of each step is kept.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.measure import Answer, peak_bytes, reset_peak, serve, timed
+from benchmarks.step_work import (
+    ADAM,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    Batch,
+    StepClock,
+    load,
+    read_batches,
+)
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+
+
+def padded(rows: Batch) -> dict[str, torch.Tensor]:
+    """A batch as transformers reads it: padded to its longest row, -100 where not trained."""
+    longest = max(len(prompt) + len(completion) for prompt, completion in rows)
+    ids, mask, labels = [], [], []
+    for prompt, completion in rows:
+        num_left = longest - len(prompt) - len(completion)
+        ids.append(prompt + completion + [0] * num_left)
+        mask.append([1] * (longest - num_left) + [0] * num_left)
+        labels.append([-100] * len(prompt) + completion + [-100] * num_left)
+    columns = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {name: torch.tensor(column) for name, column in columns.items()}
+
+
+class Rows(Dataset):
+    """The batches themselves, one an item."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self._batches[number]
+
+
+class StepTimes(TrainerCallback):
+    """Ends one step and begins the next when the trainer says so."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock = clock
+        self._open: Any = None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._begin()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self._open.__exit__(None, None, None)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._open = self._clock.step()
+        self._open.__enter__()
+
+
+class NaiveTrainer(Trainer):
+    """What one writes first: both models' full logits, and a KL in fp32 where it trains."""
+
+    def __init__(self, *args, teacher_model, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.teacher_model = self.accelerator.prepare_model(teacher_model, evaluation_mode=True)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        trained = labels[:, 1:] != -100
+        student_logits = model(**inputs, use_cache=False).logits[:, :-1][trained]
+        with torch.no_grad():
+            teacher_logits = self.teacher_model(**inputs, use_cache=False).logits[:, :-1][trained]
+        student_logp = student_logits.float().log_softmax(-1)
+        teacher_logp = teacher_logits.float().log_softmax(-1)
+        divergence = torch.nn.functional.kl_div(
+            student_logp, teacher_logp, log_target=True, reduction="sum"
+        )
+        return divergence / trained.sum()
+
+
+def watched(trainer_class: type, batches: list[Batch], clock: StepClock) -> type:
+    """The same trainer, on these batches in this order, telling the clock every loss."""
+
+    class Watched(trainer_class):
+        def get_train_dataloader(self) -> DataLoader:
+            return DataLoader(Rows(batches), batch_size=None, collate_fn=padded)
+
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            clock.losses.append(float(loss.detach()))
+            return loss
+
+    return Watched
+
+
+def arguments(asked: Answer, *, num_steps: int, folder: str) -> dict[str, Any]:
+    """What all trainers are told alike; `bf16` and checkpointing stay theirs unless asked."""
+    chosen = {name: asked[name] for name in ("bf16", "gradient_checkpointing") if name in asked}
+    return {
+        "output_dir": folder,
+        "use_cpu": True,
+        "max_steps": num_steps,
+        "per_device_train_batch_size": 8,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "weight_decay": ADAM["weight_decay"],
+        "max_grad_norm": MAX_GRAD_NORM,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        "logging_steps": 1_000_000,
+        **chosen,
+    }
+
+
+def build(asked: Answer, batches: list[Batch], clock: StepClock, models: tuple) -> Trainer:
+    """The trainer that was asked for, its models already loaded."""
+    student, teacher = models
+    folder = tempfile.mkdtemp(prefix="tutelage-benchmark-")
+    told = arguments(asked, num_steps=len(batches), folder=folder)
+    rows = [{"unused": 0}] * (8 * len(batches))
+    shared = {"model": student, "teacher_model": teacher, "callbacks": [StepTimes(clock)]}
+    if asked["trainer"] == "naive":
+        trainer_class = watched(NaiveTrainer, batches, clock)
+        return trainer_class(args=TrainingArguments(**told), train_dataset=rows, **shared)
+
+    import datasets
+    from trl.experimental.gkd import GKDConfig, GKDTrainer  # pyright: ignore[reportMissingImports]
+
+    return watched(GKDTrainer, batches, clock)(
+        args=GKDConfig(lmbda=0.0, beta=0.0, **told),
+        processing_class=idle_tokenizer(),
+        data_collator=padded,
+        train_dataset=datasets.Dataset.from_list(rows),
+        **shared,
+    )
+
+
+def idle_tokenizer() -> PreTrainedTokenizerFast:
+    """TRL wants a tokenizer even where rows are ids already; this one is never used."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    pad, end = "<pad>", "<end>"
+    words = Tokenizer(WordLevel({pad: 0, end: 1}, unk_token=pad))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, eos_token=end)
+
+
+def work(asked: Answer) -> Answer:
+    """Load, forget the memory peak, train."""
+    torch.set_num_threads(asked["threads"])
+    if asked["trainer"] == "gkd":
+        import trl.experimental.gkd  # noqa: F401  # pyright: ignore[reportMissingImports]  imports are not part of the peak
+    folder = Path(asked["folder"])
+    batches = read_batches(folder, num_steps=asked["num_steps"])
+    student = load(folder / "student", dtype=torch.float32)
+    teacher = load(folder / "teacher", dtype=getattr(torch, asked.get("teacher", "float32")))
+    clock = StepClock()
+    held = reset_peak()
+    with timed() as timing:
+        build(asked, batches, clock, (student, teacher)).train()
+    answer = clock.answer(batches, memory_bytes=peak_bytes() - held)
+    return {**answer, "whole_seconds": timing.wall_seconds}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worker", required=True)
+    serve(work, parser.parse_args().worker)

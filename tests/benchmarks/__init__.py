@@ -1,0 +1,1 @@
+"""Tests of the benchmarks: their pure parts, never a time."""
