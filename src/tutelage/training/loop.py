@@ -1,0 +1,391 @@
+"""The loop: collect, score, step, move the clocks, log, evaluate, save.
+
+From Python:
+
+    Trainer(student=lm, teacher=teacher, objective=ForwardKL(), rollouts=rows).train()
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from tutelage.core.errors import ConfigError
+from tutelage.core.records import Rollout
+from tutelage.core.run_log import RunFolder, RunLog
+from tutelage.core.seeds import capture_globals, restore_globals
+from tutelage.models.causal_lm import CausalLM
+from tutelage.objectives import Move, NoMove, Objective, Taid
+from tutelage.rollouts.source import RolloutSource
+from tutelage.teachers.teacher import Teacher
+from tutelage.training.checkpoint import Checkpoints, Identity, Keeper
+from tutelage.training.clocks import TaidClock, learning_rate_at
+from tutelage.training.collect import Collector
+from tutelage.training.hooks import (
+    Ended,
+    Evaluated,
+    Event,
+    Hook,
+    Interrupts,
+    Saved,
+    Started,
+    StepDone,
+    Stopping,
+)
+from tutelage.training.metrics import StepRecord, StepTotals, Stopwatch
+from tutelage.training.optimizer import build_optimizer, set_learning_rate
+from tutelage.training.ranks import Ranks
+from tutelage.training.settings import TrainingSettings
+from tutelage.training.state_tree import Stateful
+from tutelage.training.step import LossModule, Stepper, needs_teacher
+
+Evaluate = Callable[[], Mapping[str, float]]
+"""Measures the student on held-out rows. It may look at everything and move nothing."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How a call of `train` ended."""
+
+    step: int
+    """Optimiser steps done, those of earlier calls included."""
+    interrupted: bool
+    """Ctrl-C came before the last step."""
+    resumed_from: int | None
+    """The checkpoint's step, where there was one."""
+    last: StepRecord | None
+    """The last step of this call; None where nothing was left to do."""
+    evaluations: Sequence[Mapping[str, float]]
+    """What `evaluate` said in this call, each with its `step`."""
+    trained_tokens: int
+    """Over the whole run."""
+    seconds: float
+    """Over the whole run, stops left out."""
+    checkpoint: Path | None
+    """The newest one."""
+    advice: str
+    """How to go on after Ctrl-C, for people; empty otherwise."""
+
+
+@final
+@dataclass(kw_only=True)
+class Trainer:
+    """A student, who teaches it, what it reads and how its steps are taken.
+
+    The student is trained in place.
+    """
+
+    student: CausalLM
+    objective: Objective
+    rollouts: RolloutSource
+    teacher: Teacher | None = None
+    """Only an objective that looks at the completions' own tokens can do without."""
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    move: Move = field(default_factory=NoMove)
+    """How the target travels on its way to the teacher; TAID brings its clock."""
+    evaluate: Evaluate | None = None
+    output: Path | None = None
+    """Where the log and the checkpoints go; None keeps nothing on disk."""
+    seed: int = 0
+    """Dropout follows from it. The rollouts have their own."""
+    hooks: Sequence[Hook] = ()
+    parts: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
+    """More that changes, saved and restored with the rest, by name: an average of weights, say."""
+    ranks: Ranks | None = None
+    """Give the one that the rollouts were divided by; None makes one."""
+
+    def train(self, *, resume: bool = False) -> TrainingResult:
+        """Train to the last step.
+
+        Args:
+            resume: go on from the newest checkpoint in `output`, bit for bit as if the run had
+                never stopped; from the start where there is none yet.
+
+        Raises:
+            ConfigError: settings that contradict each other.
+            CheckpointError: a damaged checkpoint, one of another run, or one that is in the way.
+            NumericsError: a loss or gradient that is not finite; the last checkpoint stands.
+            OutputError: the folder cannot be written.
+        """
+        self._check()
+        if resume and self.output is None:
+            message = (
+                "resume is asked for and output is missing; it must be the folder of the run. "
+                "Name it."
+            )
+            raise ConfigError(message)
+        return _Run(self, resume=resume).go()
+
+    def loss_on(self, rollouts: Sequence[Rollout], *, t: float | None = None) -> float:
+        """The mean loss on these rows, normalised as a step's is; moves nothing.
+
+        Args:
+            t: where the moved target stands; None is where its clock starts.
+        """
+        self._check()
+        run = _Run(self, resume=False, read_only=True)
+        return run.loss_on(rollouts, t)
+
+    def _check(self) -> None:
+        wants_teacher = needs_teacher(self.objective)
+        if wants_teacher and self.teacher is None:
+            message = (
+                f"The objective is {type(self.objective).__name__}, which compares with a teacher, "
+                "and teacher is missing; there must be one. Name a teacher, or train with "
+                "cross_entropy on the completions' own tokens."
+            )
+            raise ConfigError(message)
+        if not wants_teacher and not isinstance(self.move, NoMove):
+            message = (
+                f"move is {type(self.move).__name__}, and {type(self.objective).__name__} looks at "
+                "no teacher whose target could move; it must be none. Remove it, or choose an "
+                "objective that compares with the teacher."
+            )
+            raise ConfigError(message)
+
+
+@final
+class _Run:
+    """One call of `train`: everything that moves, and where it is kept."""
+
+    def __init__(self, trainer: Trainer, *, resume: bool, read_only: bool = False) -> None:
+        self._trainer = trainer
+        settings = self._settings = trainer.settings
+        tracked = () if read_only else settings.track_with
+        self._ranks = trainer.ranks or Ranks(track_with=tracked, folder=trainer.output)
+        self._clock = _clock_of(trainer.move, settings)
+        # Where the objective reads labels alone, a teacher would be asked in vain.
+        teacher = trainer.teacher if needs_teacher(trainer.objective) else None
+        module = LossModule(
+            trainer.student,
+            trainer.objective,
+            settings,
+            move=trainer.move,
+            measure_moved=isinstance(trainer.move, Taid) and trainer.move.schedule == "adaptive",
+        )
+        self._optimizer = build_optimizer(trainer.student, settings)
+        self._stepper = Stepper(module, teacher, self._optimizer, settings, self._ranks)
+        self._collector = Collector(trainer.rollouts, settings, self._ranks)
+        self._watch = Stopwatch()
+        self._step = 0
+        self._trained_tokens = 0
+        self._last_evaluated = -1
+        self._last_saved: int | None = None
+        self._last: StepRecord | None = None
+        self._evaluations: list[Mapping[str, float]] = []
+        self._log: RunLog | None = None
+        self._keeper: Keeper | None = None
+        if not read_only:
+            self._begin(resume=resume)
+        self._resumed_from = self._last_saved
+
+    def go(self) -> TrainingResult:
+        interrupted = False
+        self._ranks.start_tracking(self._settings.track_as, self._identity())
+        self._tell(Started(step=self._step, num_steps=self._settings.num_steps))
+        try:
+            with Interrupts(lambda: self._tell(Stopping())) as interrupts:
+                if self._settings.evaluate_first:
+                    self._evaluate_if(due=self._step == 0)
+                while self._step < self._settings.num_steps and not interrupted:
+                    interrupted = self._take_step(lambda: interrupts.requested)
+                if not interrupted:
+                    self._evaluate_if(due=True)
+                self._save_if(due=True)
+        finally:
+            self._tell(Ended(step=self._step))
+            self._ranks.stop_tracking()
+            if self._log is not None:
+                self._log.close()
+        return self._result(interrupted=interrupted)
+
+    def loss_on(self, rollouts: Sequence[Rollout], t: float | None) -> float:
+        if t is None and self._clock is not None:
+            t = self._clock.t
+        return self._stepper.loss(self._collector.window(rollouts), t=t)
+
+    def _take_step(self, stop_requested: Callable[[], bool]) -> bool:
+        """One page of training; answers whether any rank wants to stop."""
+        settings = self._settings
+        self._watch.start_step()
+        learning_rate = learning_rate_at(self._step, settings)
+        t = None if self._clock is None else self._clock.t
+        set_learning_rate(self._optimizer, learning_rate)
+        window = self._collector.collect()
+        totals = self._stepper.step(window, t=t, stop_requested=stop_requested)
+        if self._clock is not None:
+            heard = totals.moved_cross_entropy
+            self._clock.move(loss=totals.loss if heard is None else heard, step=self._step)
+        self._step += 1
+        self._trained_tokens += totals.num_tokens
+        self._record(totals, learning_rate, t)
+        self._evaluate_if(due=_divides(settings.evaluate_every, self._step))
+        self._save_if(due=_divides(settings.save_every, self._step))
+        return totals.stop_requested and self._step < settings.num_steps
+
+    def _record(self, totals: StepTotals, learning_rate: float, t: float | None) -> None:
+        num_steps = self._settings.num_steps
+        tokens_per_second = totals.num_tokens / self._watch.end_step()
+        record = StepRecord(
+            step=self._step,
+            num_steps=num_steps,
+            totals=totals,
+            learning_rate=learning_rate,
+            t=t,
+            seconds=self._watch.seconds,
+            tokens_per_second=tokens_per_second,
+            eta_seconds=self._watch.eta_seconds(num_steps - self._step),
+        )
+        self._last = record
+        if self._log is not None:
+            self._log.write(
+                step=self._step, phase="train", seconds=record.seconds, numbers=record.numbers()
+            )
+        self._ranks.track(
+            {f"train/{name}": value for name, value in record.numbers().items()}, step=self._step
+        )
+        self._tell(StepDone(record=record))
+
+    def _evaluate_if(self, *, due: bool) -> None:
+        evaluate = self._trainer.evaluate
+        if evaluate is None or not due or self._last_evaluated == self._step:
+            return
+        # Whatever evaluation draws or switches, training goes on as if it had not happened.
+        randomness = capture_globals()
+        student = self._trainer.student
+        was_training = student.training
+        student.eval()
+        with torch.no_grad():
+            numbers = dict(evaluate())
+        student.train(was_training)
+        restore_globals(randomness)
+        self._last_evaluated = self._step
+        self._evaluations.append({"step": self._step, **numbers})
+        if self._log is not None:
+            self._log.write(
+                step=self._step, phase="eval", seconds=self._watch.seconds, numbers=numbers
+            )
+        self._ranks.track(
+            {f"eval/{name}": value for name, value in numbers.items()}, step=self._step
+        )
+        self._tell(Evaluated(step=self._step, numbers=numbers))
+
+    def _save_if(self, *, due: bool) -> None:
+        if self._keeper is None or not due or self._last_saved == self._step:
+            return
+        if self._log is not None:
+            self._log.sync()
+        folder = self._keeper.save(self._step)
+        self._last_saved = self._step
+        self._tell(Saved(step=self._step, folder=folder))
+
+    def _open_folder(self, output: Path) -> Keeper:
+        folder = RunFolder(output)
+        self._ranks.together_on_main(folder.create)
+        identity = Identity(
+            seed=self._trainer.seed, num_ranks=self._ranks.num_ranks, settings=self._identity()
+        )
+        checkpoints = Checkpoints(
+            folder.checkpoints, identity=identity, keep=self._settings.keep_checkpoints
+        )
+        return Keeper(
+            checkpoints=checkpoints,
+            ranks=self._ranks,
+            student=self._trainer.student,
+            shared=self,
+            rollouts=self._trainer.rollouts,
+        )
+
+    def _begin(self, *, resume: bool) -> None:
+        self._ranks.seed(self._trainer.seed)
+        output = self._trainer.output
+        if output is None:
+            return
+        self._keeper = self._open_folder(output)
+        steps = self._keeper.checkpoints.steps()
+        if not resume:
+            self._keeper.checkpoints.refuse_any()
+        elif steps:
+            self._keeper.load(steps[-1])
+            self._step = self._last_saved = steps[-1]
+        if self._ranks.is_main:
+            kept = -1 if self._last_saved is None else self._last_saved
+            self._log = RunLog(RunFolder(output).metrics, keep_up_to=kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What moves, and is the same on every rank."""
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "clock": None if self._clock is None else self._clock.state_dict(),
+            "parts": {name: part.state_dict() for name, part in self._trainer.parts.items()},
+            "seconds": self._watch.seconds,
+            "trained_tokens": self._trained_tokens,
+            "last_evaluated": self._last_evaluated,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._clock is not None:
+            self._clock.load_state_dict(state["clock"])
+        for name, part in self._trainer.parts.items():
+            part.load_state_dict(state["parts"][name])
+        self._watch.go_on_from(state["seconds"])
+        self._trained_tokens = state["trained_tokens"]
+        self._last_evaluated = state["last_evaluated"]
+
+    def _identity(self) -> dict[str, Any]:
+        trainer = self._trainer
+        return {
+            **_dotted("training", trainer.settings.trajectory()),
+            **_dotted("objective", trainer.objective.model_dump(mode="json")),
+            **_dotted("move", trainer.move.model_dump(mode="json")),
+            "parts": sorted(trainer.parts),
+        }
+
+    def _tell(self, event: Event) -> None:
+        if self._ranks.is_main:
+            for hook in self._trainer.hooks:
+                hook(event)
+
+    def _result(self, *, interrupted: bool) -> TrainingResult:
+        newest = None
+        if self._keeper is not None and self._last_saved is not None:
+            newest = self._keeper.checkpoints.path(self._last_saved)
+        advice = ""
+        if interrupted:
+            kept = f"Everything is in {newest}: resume" if newest else "Nothing was saved: train"
+            advice = (
+                f"Stopped after step {self._step} of {self._settings.num_steps}. {kept} to go on."
+            )
+        return TrainingResult(
+            step=self._step,
+            interrupted=interrupted,
+            resumed_from=self._resumed_from,
+            last=self._last,
+            evaluations=tuple(self._evaluations),
+            trained_tokens=self._trained_tokens,
+            seconds=self._watch.seconds,
+            checkpoint=newest,
+            advice=advice,
+        )
+
+
+def _clock_of(move: Move, settings: TrainingSettings) -> TaidClock | None:
+    return TaidClock(move, num_steps=settings.num_steps) if isinstance(move, Taid) else None
+
+
+def _divides(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def _dotted(prefix: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_dotted(f"{prefix}.{key}", value))
+        else:
+            flat[f"{prefix}.{key}"] = value
+    return flat

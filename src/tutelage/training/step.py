@@ -1,0 +1,337 @@
+"""One optimiser step: score, compare, go backwards, clip, move the student's weights once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from typing_extensions import override
+
+from tutelage.core.errors import NumericsError
+from tutelage.core.records import TokenBatch
+from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
+from tutelage.models.causal_lm import CausalLM
+from tutelage.objectives import Move, NoMove, Objective
+from tutelage.objectives.cross_entropy import CrossEntropy
+from tutelage.objectives.fused import FusedOptions, fused_loss
+from tutelage.objectives.reduce import token_weights
+from tutelage.objectives.softmax import expected, log_softmax_at
+from tutelage.objectives.union import WeightedSum
+from tutelage.teachers.teacher import Teacher
+from tutelage.training.collect import MicroBatch, Window
+from tutelage.training.metrics import StepTotals
+from tutelage.training.ranks import Ranks
+from tutelage.training.settings import TrainingSettings
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What one micro-batch gave."""
+
+    share: Float[Tensor, ""]
+    """Its part of the step's mean; differentiable."""
+    per_token: Float[Tensor, " N"]
+    """Nats of each token, without gradient."""
+    moved_cross_entropy: Float[Tensor, ""] | None
+    """Its part of the step's mean cross-entropy to the moved target, where that is measured."""
+
+
+@final
+class LossModule(nn.Module):
+    """The student and its loss in one module, so that what is wrapped for DDP is what is called.
+
+    Args:
+        measure_moved: also measure the cross-entropy to the moved target, which an adaptive clock
+            listens to. It costs a second softmax of each row and no matmul.
+    """
+
+    def __init__(
+        self,
+        student: CausalLM,
+        objective: Objective,
+        settings: TrainingSettings,
+        *,
+        move: Move,
+        measure_moved: bool = False,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        if settings.gradient_checkpointing:
+            student.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._objective = objective
+        self._move = None if isinstance(move, NoMove) else move
+        self._measure_moved = measure_moved
+        self._fused = settings.fused
+        self._half = torch.bfloat16 if settings.precision == "bf16" else None
+        self._options = FusedOptions(
+            matmul_dtype=self._half,
+            logits=settings.loss_logits,
+            memory_bytes=settings.loss_megabytes * 2**20,
+        )
+
+    @override
+    def forward(
+        self,
+        batch: TokenBatch,
+        target: HiddenTarget | LogitsTarget,
+        weights: Float[Tensor, " N"],
+        t: float | None,
+    ) -> Comparison:
+        """Compare the student with the target on every token of the batch."""
+        hidden = self.hidden(batch)
+        move = None if self._move is None else _Watched(self._move, measure=self._measure_moved)
+        options = replace(self._options, move=move, t=t)
+        head = self.student.head
+        if self._fused:
+            result = fused_loss(
+                hidden, head, target, self._objective, token_weights=weights, options=options
+            )
+            share, per_token = result.loss, result.per_token
+        else:
+            nats = plain_per_token(hidden, head, target, self._objective, options)
+            # Weight 0 means left out, whatever stands there: 0 * nan would be nan.
+            share = (torch.where(weights > 0, nats, 0.0) * weights).sum()
+            per_token = nats.detach()
+        measured = move.mean(weights) if move is not None and self._measure_moved else None
+        return Comparison(share=share, per_token=per_token, moved_cross_entropy=measured)
+
+    def hidden(self, batch: TokenBatch) -> Float[Tensor, "N D"]:
+        """The student's hidden states at the positions that predict the trained tokens."""
+        device = batch.labels.device.type
+        with torch.autocast(device, dtype=self._half, enabled=self._half is not None):
+            return self.student.hidden(batch.student)[batch.student.predicts]
+
+
+@final
+class _Watched:
+    """A move that notes, in passing, how far the student is from where the target was moved."""
+
+    def __init__(self, move: Move, *, measure: bool) -> None:
+        self._move = move
+        self._measure = measure
+        self._nats: list[Tensor] = []
+
+    def move_rows(
+        self,
+        student_logits: Float[Tensor, "R V"],
+        teacher_logits: Float[Tensor, "R V"],
+        *,
+        t: float | Float[Tensor, " R"] | None,
+    ) -> None:
+        self._move.move_rows(student_logits, teacher_logits, t=t)
+        if self._measure:
+            moved = log_softmax_at(teacher_logits)
+            self._nats.append(expected(moved.exp(), -log_softmax_at(student_logits)))
+
+    def mean(self, weights: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+        """The weighted sum over all tokens; rows are moved in the order of the tokens."""
+        if not self._nats:
+            return weights.sum() * 0
+        return (torch.where(weights > 0, torch.cat(self._nats), 0.0) * weights).sum()
+
+
+def plain_per_token(
+    hidden: Float[Tensor, "N D"],
+    head: Head,
+    target: HiddenTarget | LogitsTarget,
+    objective: Objective,
+    options: FusedOptions,
+) -> Float[Tensor, " N"]:
+    """What `fused_loss` computes, by full tables of logits and autograd: slow, large, obvious."""
+    student = logits_of(hidden, head, options.matmul_dtype)
+    if isinstance(target, HiddenTarget):
+        with torch.no_grad():
+            teacher = logits_of(target.hidden, target.head, options.matmul_dtype)
+    else:
+        teacher = target.logits[..., : target.num_real]
+    num_common = min(student.shape[-1], teacher.shape[-1])
+    student, teacher = student[:, :num_common], teacher[:, :num_common].detach().clone()
+    if options.move is not None:
+        with torch.no_grad():
+            wide = torch.promote_types(
+                torch.promote_types(student.dtype, teacher.dtype), torch.float32
+            )
+            teacher = teacher.to(wide)
+            options.move.move_rows(student.detach().to(wide), teacher, t=options.t)
+    return objective.per_token(student, LogitsTarget(logits=teacher, labels=target.labels))
+
+
+def logits_of(
+    hidden: Float[Tensor, "N D"], head: Head, dtype: torch.dtype | None
+) -> Float[Tensor, "N V"]:
+    """Scores of the head's real entries."""
+    dtype = dtype or hidden.dtype
+    logits = hidden.to(dtype) @ head.weight[: head.num_real].to(dtype).T
+    logits = logits.to(torch.promote_types(dtype, torch.float32))
+    if head.bias is not None:
+        logits = logits + head.bias[: head.num_real]
+    logits = logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def needs_teacher(objective: Objective) -> bool:
+    """Whether the objective looks at a teacher at all, or at the completions' own tokens only."""
+    match objective:
+        case CrossEntropy():
+            return objective.labels == "teacher"
+        case WeightedSum():
+            return any(needs_teacher(part.objective) for part in objective.parts)
+        case _:
+            return True
+
+
+@final
+class Stepper:
+    """Moves the student once for each window; all ranks call it alike."""
+
+    def __init__(
+        self,
+        module: LossModule,
+        teacher: Teacher | None,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainingSettings,
+        ranks: Ranks,
+    ) -> None:
+        self._module = module
+        self._wrapped = ranks.prepare(module)
+        self._teacher = teacher
+        self._optimizer = optimizer
+        self._settings = settings
+        self._ranks = ranks
+
+    def step(
+        self, window: Window, *, t: float | None, stop_requested: Callable[[], bool]
+    ) -> StepTotals:
+        """One optimiser step.
+
+        Args:
+            stop_requested: asked once all of the step's work is done but the move itself.
+
+        Raises:
+            NumericsError: the loss or a gradient is not finite. The weights have not moved.
+        """
+        self._wrapped.train()
+        comparisons: list[Comparison] = []
+        for index, micro_batch in enumerate(window.micro_batches):
+            last = index == len(window.micro_batches) - 1
+            with self._ranks.accumulating(self._wrapped, last=last):
+                comparison = self._compare(self._wrapped, micro_batch, window, t)
+                self._ranks.backward(comparison.share)
+            comparisons.append(replace(comparison, share=comparison.share.detach()))
+        totals = self._totals(comparisons, stop_requested=stop_requested())
+        loss, moved = totals[0], totals[1]
+        if not loss.isfinite():
+            raise self._blame(window, comparisons)
+        grad_norm = self._ranks.clip(self._wrapped, self._settings.max_grad_norm)
+        if not torch.tensor(grad_norm).isfinite():
+            raise self._blame_gradient(window, comparisons)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        measured = comparisons[0].moved_cross_entropy is not None
+        return StepTotals(
+            loss=float(loss),
+            grad_norm=grad_norm,
+            num_tokens=int(window.num_tokens),
+            moved_cross_entropy=float(moved) if measured else None,
+            stop_requested=bool(totals[2] > 0),
+        )
+
+    @torch.no_grad()
+    def loss(self, window: Window, *, t: float | None) -> float:
+        """The same mean as a step's, in evaluation mode, moving nothing."""
+        was_training = self._module.training
+        self._module.eval()
+        try:
+            # Nothing flows backwards here, so the ranks need not meet inside the module.
+            found = [self._compare(self._module, m, window, t) for m in window.micro_batches]
+        finally:
+            self._module.train(was_training)
+        return float(self._totals(found, stop_requested=False)[0])
+
+    def _compare(
+        self, module: nn.Module, micro_batch: MicroBatch, window: Window, t: float | None
+    ) -> Comparison:
+        batch = micro_batch.batch
+        weights = token_weights(
+            batch.loss_mask,
+            batch.row_of,
+            reduction=self._settings.reduction,
+            num_tokens=window.num_tokens,
+            num_rows=window.num_rows,
+        )
+        comparison = module(batch, self._target(batch), weights, t)
+        assert isinstance(comparison, Comparison)  # noqa: S101  modules are not typed
+        return comparison
+
+    def _target(self, batch: TokenBatch) -> HiddenTarget | LogitsTarget:
+        if self._teacher is None:
+            return _labels_only(batch, self._module.student.head)
+        return _dense(self._teacher.score(batch))
+
+    def _totals(self, comparisons: list[Comparison], *, stop_requested: bool) -> Float[Tensor, "3"]:
+        zero = torch.zeros((), device=self._ranks.device)
+        shares = [c.share.detach() for c in comparisons]
+        moved = [
+            zero if c.moved_cross_entropy is None else c.moved_cross_entropy for c in comparisons
+        ]
+        stop = zero + float(stop_requested)
+        here = [torch.stack(shares).sum(), torch.stack(moved).sum(), stop]
+        return self._ranks.total(torch.stack([value.double() for value in here]))
+
+    def _blame(self, window: Window, comparisons: list[Comparison]) -> NumericsError:
+        """Find the first rows without a finite loss, and the model whose numbers they have."""
+        for micro_batch, comparison in zip(window.micro_batches, comparisons, strict=True):
+            batch = micro_batch.batch
+            broken = ~comparison.per_token.isfinite() & batch.loss_mask
+            if bool(broken.any()):
+                rows: list[int] = batch.row_of[broken].unique().tolist()
+                names = ", ".join(micro_batch.name(row) for row in rows[:5])
+                culprit = self._culprit(batch)
+                return NumericsError(
+                    f"The loss is not finite for {len(rows)} row(s) of the step ({names}): "
+                    f"{culprit}. It must be finite. The weights have not moved and the last "
+                    "checkpoint is untouched: lower training.learning_rate, or look at those rows."
+                )
+        return NumericsError(
+            "The loss is not finite on another process of this run; it must be. Read its message."
+        )
+
+    @torch.no_grad()
+    def _culprit(self, batch: TokenBatch) -> str:
+        if not bool(self._module.hidden(batch).isfinite().all()):
+            return "the student's hidden states are nan or infinite"
+        target = self._target(batch)
+        answer = target.hidden if isinstance(target, HiddenTarget) else target.logits
+        # Logits may rule entries out by -inf; nothing else may be there.
+        if bool((answer.isnan() | (answer == torch.inf)).any()):
+            return "the teacher's answer is nan or infinite"
+        return "both models' answers are finite, but their divergence is not"
+
+    def _blame_gradient(self, window: Window, comparisons: list[Comparison]) -> NumericsError:
+        named = self._module.student.named_parameters()
+        broken = [n for n, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
+        rows = [m.name(row) for m in window.micro_batches for row in range(m.batch.num_rows)]
+        shares = ", ".join(f"{float(c.share):.4g}" for c in comparisons[:5])
+        return NumericsError(
+            f"The student's gradient is not finite in {len(broken)} weight(s), the first "
+            f"{broken[0] if broken else 'unknown'}, though the loss is (shares {shares}; rows "
+            f"{', '.join(rows[:5])}). It must be finite. The weights have not moved and the last "
+            "checkpoint is untouched: lower training.learning_rate, or look at those rows."
+        )
+
+
+def _labels_only(batch: TokenBatch, head: Head) -> LogitsTarget:
+    # No objective that reads labels alone looks at these scores: one zero, seen V times over.
+    num_entries = head.weight.shape[0] if head.num_real is None else head.num_real
+    scores = batch.labels.new_zeros((1, 1), dtype=torch.float32)
+    return LogitsTarget(
+        logits=scores.expand(batch.labels.shape[0], num_entries), labels=batch.labels
+    )
+
+
+def _dense(target: Target) -> HiddenTarget | LogitsTarget:
+    assert isinstance(target, HiddenTarget | LogitsTarget)  # noqa: S101  no teacher makes others yet
+    return target

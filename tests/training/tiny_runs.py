@@ -1,0 +1,81 @@
+"""Small real runs: tiny Llamas, ragged rows, a live teacher. Also a script for other processes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tiny_models import tiny_llama
+from tutelage.core.records import Prompt, Rollout
+from tutelage.models.causal_lm import CausalLM
+from tutelage.objectives import Objective, from_settings
+from tutelage.rollouts.dataset import DatasetRollouts
+from tutelage.teachers.live import LiveTeacher
+from tutelage.training import Ranks, Trainer, TrainingSettings
+
+SIZES: dict[str, Any] = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+
+
+def rows(num_rows: int = 24, *, seed: int = 0) -> list[Rollout]:
+    """Rows of very different lengths; some tokens in the middle of completions are untrained."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        length = int(torch.randint(low, high, (), generator=generator))
+        return tuple(torch.randint(3, 64, (length,), generator=generator).tolist())
+
+    made: list[Rollout] = []
+    for index in range(num_rows):
+        completion = ids(1, 14)
+        trained = tuple(place != 1 for place in range(len(completion))) if index % 3 == 0 else None
+        prompt = Prompt(student_ids=ids(1, 9), name=f"rows.jsonl:{index + 1}")
+        made.append(Rollout(prompt=prompt, completion_ids=completion, trained=trained))
+    return made
+
+
+def student(*, dropout: float = 0.0, **overrides: Any) -> CausalLM:
+    return CausalLM(tiny_llama(1, **{**SIZES, "attention_dropout": dropout, **overrides}))
+
+
+def teacher(*, remember_bytes: int = 0) -> LiveTeacher:
+    return LiveTeacher(CausalLM(tiny_llama(2, **SIZES)), remember_bytes=remember_bytes)
+
+
+def objective(kind: str = "forward_kl", **settings: Any) -> Objective:
+    return from_settings({"kind": kind, **settings})
+
+
+def settings(**overrides: Any) -> TrainingSettings:
+    small: dict[str, Any] = {
+        "num_steps": 6,
+        "micro_batch_tokens": 64,
+        "learning_rate": 3e-3,
+        "save_every": None,
+    }
+    if "tokens_per_step" not in overrides:
+        small["rows_per_step"] = 8
+    return TrainingSettings(**{**small, **overrides})
+
+
+def trainer(
+    *, data: Sequence[Rollout] | None = None, ranks: Ranks | None = None, **fields: Any
+) -> Trainer:
+    """A trainer with everything filled in that `fields` does not give."""
+    ranks = ranks or Ranks()
+    source = DatasetRollouts(
+        data or rows(), seed=3, shuffle=True, rank=ranks.rank, num_ranks=ranks.num_ranks
+    )
+    given: dict[str, Any] = {
+        "student": student(),
+        "teacher": teacher(),
+        "objective": objective(),
+        "rollouts": source,
+        "settings": settings(),
+        **fields,
+    }
+    return Trainer(ranks=ranks, **given)
+
+
+def weights(lm: CausalLM) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in lm.named_parameters()}
