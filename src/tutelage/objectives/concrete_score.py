@@ -4,7 +4,7 @@ Values are half the paper's (as in its official code), so that weights of (stude
 the gradient of reverse KL itself. Weights never carry a gradient.
 """
 
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Literal, final
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -134,7 +134,7 @@ class ConcreteScore(Objective):
     and nothing is multiplied by its square."""
 
     @model_validator(mode="after")
-    def _one_kind_of_weights(self) -> Self:
+    def _one_kind_of_weights(self) -> "ConcreteScore":
         if self.mixture is not None and self.weights is not None:
             raise ValueError(
                 "mixture and weights are both given; it must be one of them. "
@@ -169,7 +169,7 @@ class ConcreteScore(Objective):
     ) -> tuple[Float[Tensor, "*at V"], Float[Tensor, "*at V"]]:
         def weight(whose: Weight) -> Float[Tensor, "*at V"]:
             if whose == "uniform":
-                return torch.where(student > -torch.inf, 0.0, student).exp()
+                return torch.where(student > -torch.inf, 0.0, student).softmax(dim=-1)
             scores = student if whose == "student" else teacher
             return log_softmax_at(scores, self.weight_temperature).exp()
 

@@ -5,7 +5,7 @@ needs a time `t`, a clock gives it.
 """
 
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Literal, final
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -154,7 +154,7 @@ class Taid(Move):
     """Exponential, and adaptive with alpha auto: how concave the way is."""
 
     @model_validator(mode="after")
-    def _forward_in_time(self) -> Self:
+    def _forward_in_time(self) -> "Taid":
         if self.t_start > self.t_end:
             raise ValueError(
                 f"t_start is {self.t_start:g} and t_end {self.t_end:g}; t_start must not be "

@@ -43,7 +43,7 @@ def alpha_beta(
     larger = torch.where(student_leads, student_logp, teacher_logp)
     smaller = torch.where(student_leads, teacher_logp, student_logp)
     drop = torch.where(larger == -torch.inf, 0.0, smaller - larger)
-    part = torch.where(student_leads, alpha, beta).to(larger.dtype)
+    part = torch.where(student_leads, larger.new_tensor(alpha), larger.new_tensor(beta))
     rise = torch.expm1(s * drop) * (part / s) - torch.expm1(part * drop)
     return ((s * larger).exp() * rise).sum(dim=-1) / (alpha * beta)
 

@@ -3,11 +3,11 @@
 Each function takes normalised log-probabilities and returns one number per position, in nats.
 """
 
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Literal, final
 
 import torch
 from annotated_types import Ge, Le, Lt
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import model_validator
 from torch import Tensor
 from typing_extensions import override
@@ -36,14 +36,14 @@ def mixture_logp(
     cancellation, and an entry ruled out by one side only has a finite value and gradient. An
     entry ruled out by both is -inf.
     """
-    if isinstance(teacher_share, Tensor):
-        teacher_share = teacher_share.to(student_logp.dtype).unsqueeze(-1)
+    # Made a tensor first: a choice between two Python floats would be one in fp32.
+    given = torch.as_tensor(teacher_share, dtype=student_logp.dtype, device=student_logp.device)
+    share_of_teacher = given.unsqueeze(-1)
     student_leads = student_logp >= teacher_logp
     larger = torch.where(student_leads, student_logp, teacher_logp)
     smaller = torch.where(student_leads, teacher_logp, student_logp)
-    share = torch.where(student_leads, teacher_share, 1 - teacher_share).to(larger.dtype)
-    nowhere: Bool[Tensor, "*at V"] = larger == -torch.inf
-    drop = torch.where(nowhere, 0.0, smaller - larger)
+    share = torch.where(student_leads, share_of_teacher, 1 - share_of_teacher)
+    drop = torch.where(larger == -torch.inf, 0.0, smaller - larger)
     if power == 0:
         return larger + share * drop
     return larger + torch.log1p(share * torch.expm1(power * drop)) / power
@@ -140,7 +140,7 @@ class JSD(Divergence):
     value keeps about 1e-7 / share relative digits near an end: take the end itself there."""
 
     @model_validator(mode="after")
-    def _no_silent_zero(self) -> Self:
+    def _no_silent_zero(self) -> "JSD":
         if self.teacher_share in (0, 1) and not self.scaled:
             end = "forward_kl" if self.teacher_share == 0 else "reverse_kl"
             raise ValueError(
