@@ -13,8 +13,7 @@ PROMPTS = [
     ("What is the capital of France?", "The capital of France is Paris."),
     (
         "Can you explain what a black hole is?",
-        "A black hole is a region of space where gravity is so strong that nothing can escape, "
-        + "not even light. It forms when a massive star collapses at the end of its life.",
+        "A black hole is a region of space where gravity is so strong that not even light escapes.",
     ),
     ("Tell me a joke about computers.", "Why did the computer go to the doctor? It had a virus!"),
     ("日本の首都は何ですか", "日本の首都は東京です。"),

@@ -8,6 +8,9 @@ from typing import Literal, final
 NOTHING = "—"
 """Shown where there is no number, or none that is finite."""
 
+GAP = "\u00a0"
+"""Between a number and its unit, so that no line ends between them."""
+
 
 def plain(value: float | None, *, digits: int = 3) -> str:
     """A number for people: enough digits to compare, no noise, a dash for NaN."""
@@ -16,18 +19,23 @@ def plain(value: float | None, *, digits: int = 3) -> str:
     size = abs(value)
     if size == 0:
         return "0"
-    if size >= 1e7 or size < 10 ** -(digits + 1):  # noqa: PLR2004 - eight figures are too many
-        mantissa, _, exponent = f"{value:.2e}".partition("e")
-        return f"{_minus(mantissa.rstrip('0').rstrip('.'))}e{_minus(str(int(exponent)))}"
-    if size >= 1000:  # noqa: PLR2004 - from here on, thousands are set apart
-        return _minus(f"{value:,.0f}")
-    return _minus(f"{value:.{_decimals(size, digits)}f}")
+    if size >= 1e7 or size < 1e-3:  # noqa: PLR2004 - more figures than a reader can count
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        return _minus(f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}")
+    return _minus(f"{value:,.{_decimals(size, digits)}f}")
+
+
+def _two_decimals(value: float | None) -> str:
+    small = value is not None and abs(value) < 1000  # noqa: PLR2004 - behind it decimals are noise
+    return f"{value:.2f}" if small else plain(value)
 
 
 def _decimals(size: float, digits: int) -> int:
-    if size < 10:  # noqa: PLR2004 - two figures before the point need one less behind it
-        return digits
-    return max(0, digits - 1 if size < 100 else digits - 2)  # noqa: PLR2004
+    """One more for small numbers, one less for each figure before the point behind the first."""
+    for limit, extra in ((0.1, 1), (10, 0), (100, -1), (1000, -2)):
+        if size < limit:
+            return max(0, digits + extra)
+    return 0
 
 
 def _minus(text: str) -> str:
@@ -35,13 +43,13 @@ def _minus(text: str) -> str:
 
 
 def short_count(value: float | None) -> str:
-    """A count in three figures: 134.5 M."""
+    """A count in four figures: 134.5 M."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    for limit, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e4, " k")):
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
-            scale = 1e3 if unit == " k" else limit
-            return f"{value / scale:.4g}{unit}"
+            scale = 1e3 if unit == "k" else limit
+            return f"{value / scale:.4g}{GAP}{unit}"
     return f"{value:,.0f}"
 
 
@@ -49,7 +57,7 @@ def percent(value: float | None, *, digits: int = 1) -> str:
     """A share in percent."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    return _minus(f"{100 * value:.{digits}f} %")
+    return _minus(f"{100 * value:.{digits}f}{GAP}%")
 
 
 def duration(seconds: float | None) -> str:
@@ -57,11 +65,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return NOTHING
     if seconds < 60:  # noqa: PLR2004 - a minute
-        return f"{seconds:.3g} s"
+        return f"{seconds:.3g}{GAP}s"
     whole = round(seconds)
     if whole < 3600:  # noqa: PLR2004 - an hour
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return f"{whole // 60}{GAP}min {whole % 60}{GAP}s"
+    return f"{whole // 3600}{GAP}h {whole % 3600 // 60}{GAP}min"
 
 
 @final
@@ -75,6 +83,11 @@ class Measure:
     show: Callable[[float | None], str] = plain
     meaning: str = ""
     """One sentence for a reader who meets it for the first time."""
+
+    @property
+    def is_share(self) -> bool:
+        """Between 0 and 1, and shown in percent."""
+        return self.show is percent
 
     @property
     def axis(self) -> str:
@@ -106,6 +119,7 @@ _MEASURES = {
     "perplexity": Measure(
         label="Perplexity",
         better="lower",
+        show=_two_decimals,
         meaning="Of the held-out completions; 1 would be certainty.",
     ),
     "num_parameters": Measure(label="Parameters", show=short_count),

@@ -107,7 +107,7 @@ def _chart(name: str, axis: Axis, lines: Sequence[Line], *, title: str, note: st
         x_label="step" if axis == "step" else "seconds",
         y_label=about.unit,
         lines=lines,
-        unit="percent" if about.show(0.5).endswith("%") else "plain",
+        unit="percent" if about.is_share else "plain",
         note=note,
     )
 

@@ -97,6 +97,17 @@ def visible(token: str) -> str:
     return token.replace("\r", "").replace("\t", "⇥\t").replace("\n", "↵\n")
 
 
+def named(token: str) -> str:
+    """A token on its own, as one line, with the spaces at its ends made visible."""
+    line = token.replace("\r", "").replace("\n", "↵").replace("\t", "⇥")
+    core = line.strip(" ")
+    if not core:
+        return "␣" * len(line) or "(empty)"
+    return (
+        "␣" * (len(line) - len(line.lstrip(" "))) + core + "␣" * (len(line) - len(line.rstrip(" ")))
+    )
+
+
 def heat(nats: float) -> float:
     """Strength of the colour, from 0 to 1: 1 - exp(-nats)."""
     return 1 - math.exp(-max(nats, 0.0)) if math.isfinite(nats) else 0.0
@@ -140,8 +151,8 @@ def _columns(row: TokenRow) -> dict[str, object]:
         "kl": rounded(row.forward_kl),
         "sp": rounded(row.student_label_p),
         "tp": rounded(row.teacher_label_p),
-        "st": [visible(text) for text in row.student_top[:MOST_TOKENS]],
-        "tt": [visible(text) for text in row.teacher_top[:MOST_TOKENS]],
+        "st": [named(text) for text in row.student_top[:MOST_TOKENS]],
+        "tt": [named(text) for text in row.teacher_top[:MOST_TOKENS]],
     }
 
 
@@ -164,18 +175,22 @@ def _worst(pairs: Sequence[dict[str, TokenRow]], main: str, most: int) -> list[W
         found.append(
             WorstToken(
                 row=row.row,
-                left=left,
-                token=visible(row.tokens[index]),
-                right="".join(row.tokens[index + 1 : index + 4]),
+                left=_one_line(left).lstrip(),
+                token=_one_line(row.tokens[index]),
+                right=_one_line("".join(row.tokens[index + 1 : index + 4])),
                 forward_kl=nats,
                 before=None if earlier is None else earlier.forward_kl[index],
-                student_top=visible(row.student_top[index]),
-                teacher_top=visible(row.teacher_top[index]),
+                student_top=named(row.student_top[index]),
+                teacher_top=named(row.teacher_top[index]),
                 student_label_p=row.student_label_p[index],
                 teacher_label_p=row.teacher_label_p[index],
             )
         )
     return found
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", "").replace("\n", "↵").replace("\t", " ")
 
 
 def _share_of_worst(rows: Sequence[TokenRow]) -> float | None:

@@ -134,7 +134,7 @@ def x_range(chart: Chart) -> Range:
     # A run that begins at step 1 is easier to read from 0.
     if 0 < low <= 0.1 * (high - low):
         low = 0.0
-    return Range(low=low, high=high, ticks=_ticks(low, high))
+    return Range(low=low, high=high, ticks=rounded_ticks(low, high))
 
 
 def y_range(chart: Chart) -> Range:
@@ -150,7 +150,7 @@ def y_range(chart: Chart) -> Range:
         low, high = min(0.0, low), max(0.0, high)
     air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     low, high = low - (0 if low == 0 and chart.from_zero else air), high + air
-    return Range(low=low, high=high, ticks=_ticks(low, high))
+    return Range(low=low, high=high, ticks=rounded_ticks(low, high))
 
 
 def thinned(line: Line, most: int = MOST_POINTS) -> Line:
@@ -193,7 +193,7 @@ def pieces(line: Line) -> list[list[tuple[float, float]]]:
     return [piece for piece in found if piece]
 
 
-def _ticks(low: float, high: float, *, about: int = 5) -> tuple[float, ...]:
+def rounded_ticks(low: float, high: float, *, about: int = 5) -> tuple[float, ...]:
     """Round numbers inside a range, at a distance of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -215,7 +215,7 @@ def _log_range(low: float, high: float) -> Range:
         stride = math.ceil(len(inside) / 7)
         inside = inside[::stride]
     if len(inside) < 2 and math.log10(high / low) < 1:  # noqa: PLR2004 - a scale needs two marks
-        inside = _ticks(low, high)
+        inside = rounded_ticks(low, high)
     return Range(low=low, high=high, ticks=inside, log=True)
 
 

@@ -71,7 +71,11 @@ def draw(chart: Chart) -> Drawing:
         y_ticks=[
             Tick(at=100 - 100 * up.share(y), text=axis_text(y, up, chart.unit)) for y in up.ticks
         ],
-        strokes=[_stroke(line, across, up) for line in chart.lines],
+        strokes=[
+            # Among many lines dots are clutter.
+            _stroke(line, across, up, dots=len(named) < 4)  # noqa: PLR2004
+            for line in chart.lines
+        ],
         bands=[(band.role, _band(band, across, up)) for band in chart.bands],
         legend=[(line.name, line.role, _dash_text(line.role)) for line in named],
         data=safe_json(
@@ -145,13 +149,13 @@ def _place(x: float, y: float, across: Range, up: Range) -> str:
     return f"{_BOX * across.share(x):.1f} {_BOX - _BOX * up.share(y):.1f}"
 
 
-def _stroke(line: Line, across: Range, up: Range) -> Stroke:
+def _stroke(line: Line, across: Range, up: Range, *, dots: bool) -> Stroke:
     parts = pieces(line)
     paths = [
         "M" + "L".join(_place(x, y, across, up) for x, y in part) for part in parts if len(part) > 1
     ]
     points = [point for part in parts for point in part]
-    dotted = points if len(points) <= _FEW and not line.level else _alone(parts)
+    dotted = points if dots and len(points) <= _FEW and not line.level else _alone(parts)
     return Stroke(
         role=line.role,
         path="".join(paths),

@@ -70,8 +70,8 @@
     row.append(name, make("span", "", right));
     return row;
   };
-  const nats = (value) => (value === null || value === undefined ? "—" : `${value.toFixed(value < 10 ? 3 : 1)} nats`);
-  const share = (value) => (value === null || value === undefined ? "—" : `${(100 * value).toFixed(value < 0.001 ? 3 : 1)} %`);
+  const nats = (value) => (value === null || value === undefined ? "—" : `${value.toFixed(value < 10 ? 3 : 1)}\u00a0nats`);
+  const share = (value) => (value === null || value === undefined ? "—" : `${(100 * value).toFixed(value < 0.001 ? 3 : 1)}\u00a0%`);
   const short = (value) => {
     const size = Math.abs(value);
     if (size >= 1000) return Math.round(value).toLocaleString("en");
@@ -173,7 +173,7 @@
       if (!now) return;
       const chip = (label) => make("code", "chip", label);
       const title = make("div");
-      title.append("Token ", chip(token.textContent));
+      title.append("Token ", chip(token.textContent.replace(/\n/g, "").replace(/^ +| +$/g, (run) => "␣".repeat(run.length))));
       const says = (who, top, p) => {
         const row = make("div");
         row.append(`${who} says `, chip(top), `, and gives this token ${share(p)}`);
