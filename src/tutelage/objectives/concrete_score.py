@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from tutelage.core.errors import DataError
+from tutelage.objectives import row_kernels
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.softmax import log_softmax_at, upcast
 
@@ -162,6 +163,30 @@ class ConcreteScore(Objective):
         # Log-probabilities differ from scores by a constant, and lose no digits to an offset.
         return concrete_score(
             student.log_softmax(dim=-1), teacher.log_softmax(dim=-1), first, second
+        )
+
+    @override
+    def rows(
+        self,
+        student_logits: Float[Tensor, "R V"],
+        teacher_logits: Float[Tensor, "R V"],
+        labels: Int[Tensor, " R"] | None,
+    ) -> Float[Tensor, " R"]:
+        """Value and gradient of a few rows in place: two weighted means of the differences."""
+        if not row_kernels.all_finite(student_logits, teacher_logits):
+            return super().rows(student_logits, teacher_logits, labels)
+        if self.mixture is not None:
+            return row_kernels.mixture_concrete_score_rows(
+                student_logits,
+                teacher_logits,
+                teacher_share=self.mixture,
+                weight_temperature=self.weight_temperature,
+            )
+        return row_kernels.concrete_score_rows(
+            student_logits,
+            teacher_logits,
+            weights=self.weights or ("student", "student"),
+            weight_temperature=self.weight_temperature,
         )
 
     def _weights(

@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from tutelage.core.errors import DataError
+from tutelage.objectives import row_kernels
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.softmax import expected, log_softmax_at
 
@@ -42,6 +43,23 @@ class CrossEntropy(Objective):
                 "carry the completion's ids. Use labels: teacher to learn its distribution."
             )
         return expected(log_softmax_at(teacher_logits).exp(), -student_logp)
+
+    @override
+    def rows(
+        self,
+        student_logits: Float[Tensor, "R V"],
+        teacher_logits: Float[Tensor, "R V"],
+        labels: Int[Tensor, " R"] | None,
+    ) -> Float[Tensor, " R"]:
+        """Value and gradient of a few rows in place."""
+        by_tokens = labels is not None and self.labels != "teacher"
+        sides = (student_logits,) if by_tokens else (student_logits, teacher_logits)
+        if (self.labels == "tokens" and labels is None) or not row_kernels.all_finite(*sides):
+            return super().rows(student_logits, teacher_logits, labels)
+        if labels is None or not by_tokens:
+            return row_kernels.teacher_cross_entropy_rows(student_logits, teacher_logits)
+        _refuse_strangers(labels, num_entries=student_logits.shape[-1])
+        return row_kernels.token_cross_entropy_rows(student_logits, labels)
 
 
 def _refuse_strangers(labels: Int[Tensor, "*at"], *, num_entries: int) -> None:

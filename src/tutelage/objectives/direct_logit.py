@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from tutelage.objectives import row_kernels
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.softmax import log_softmax_at, upcast
 
@@ -48,6 +49,24 @@ class DirectLogit(Objective):
             teacher, allowed, self.normalisation
         )
         return (self._weight(student, teacher, allowed) * gap.square()).sum(dim=-1) / 2
+
+    @override
+    def rows(
+        self,
+        student_logits: Float[Tensor, "R V"],
+        teacher_logits: Float[Tensor, "R V"],
+        labels: Int[Tensor, " R"] | None,
+    ) -> Float[Tensor, " R"]:
+        """Value and gradient of a few rows in place, where nothing but a mean is taken off."""
+        plain = self.normalisation in ("none", "mean")
+        if not (plain and row_kernels.all_finite(student_logits, teacher_logits)):
+            return super().rows(student_logits, teacher_logits, labels)
+        return row_kernels.direct_logit_rows(
+            student_logits,
+            teacher_logits,
+            weight=self.weight,
+            centred=self.normalisation == "mean",
+        )
 
     @torch.no_grad()
     def _weight(

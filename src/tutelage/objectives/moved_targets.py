@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.settings import Settings
+from tutelage.objectives import row_kernels
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.softmax import expected, log_softmax_at, upcast
 
@@ -123,6 +124,16 @@ class NoMove(Move):
     ) -> Float[Tensor, "*at V"]:
         return upcast(teacher_logits.detach())
 
+    @override
+    def move_rows(
+        self,
+        student_logits: Float[Tensor, "R V"],
+        teacher_logits: Float[Tensor, "R V"],
+        *,
+        t: float | Float[Tensor, " R"] | None = None,
+    ) -> None:
+        """Nothing moves."""
+
 
 @final
 class Taid(Move):
@@ -173,6 +184,19 @@ class Taid(Move):
         if t is None:
             raise ConfigError("taid has no t; it must be between 0 and 1. Give it a clock.")
         return taid(student_logits, teacher_logits, t)
+
+    @override
+    def move_rows(
+        self,
+        student_logits: Float[Tensor, "R V"],
+        teacher_logits: Float[Tensor, "R V"],
+        *,
+        t: float | Float[Tensor, " R"] | None = None,
+    ) -> None:
+        if t is None or not row_kernels.all_finite(student_logits, teacher_logits):
+            super().move_rows(student_logits, teacher_logits, t=t)
+        else:
+            row_kernels.mix_rows(student_logits, teacher_logits, t)
 
 
 @final

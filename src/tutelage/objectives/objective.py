@@ -16,6 +16,7 @@ from typing_extensions import override
 from tutelage.core.errors import DataError
 from tutelage.core.settings import Settings
 from tutelage.core.targets import LogitsTarget
+from tutelage.objectives.row_kernels import all_finite
 from tutelage.objectives.softmax import common_size, log_softmax_at, upcast
 
 
@@ -95,20 +96,21 @@ class Divergence(Objective, ABC):
         """The divergence of two normalised distributions, in nats, differentiable."""
 
     def divergence_rows(
-        self, student_logp: Float[Tensor, "R V"], teacher_logp: Float[Tensor, "R V"]
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
     ) -> Float[Tensor, " R"]:
-        """Value and gradient of a few rows of log-probabilities, in place.
+        """Value and gradient of a few rows of finite scores (logits / temperature), in place.
 
-        On return `student_logp` holds the gradient with respect to the scores those
-        log-probabilities came from (logits / temperature); `teacher_logp` may be destroyed.
+        On return `student_scores` holds the gradient; `teacher_scores` may be destroyed.
 
         This default differentiates `divergence`; subclasses override it with row arithmetic.
         """
         with torch.enable_grad():
-            scores = student_logp.detach().clone().requires_grad_()
-            values = self.divergence(scores.log_softmax(dim=-1), teacher_logp.detach())
+            scores = student_scores.detach().clone().requires_grad_()
+            values = self.divergence(
+                scores.log_softmax(dim=-1), teacher_scores.detach().log_softmax(dim=-1)
+            )
             (gradient,) = torch.autograd.grad(values.sum(), scores)
-        student_logp.copy_(gradient)
+        student_scores.copy_(gradient)
         return values.detach()
 
     @override
@@ -132,11 +134,17 @@ class Divergence(Objective, ABC):
         teacher_logits: Float[Tensor, "R V"],
         labels: Int[Tensor, " R"] | None,
     ) -> Float[Tensor, " R"]:
-        """Value and gradient of a few rows, in place, by `divergence_rows`."""
-        student_logits.copy_(log_softmax_at(student_logits, self.temperature))
-        teacher_logits.copy_(log_softmax_at(teacher_logits, self.temperature))
+        """Value and gradient of a few rows, in place, by `divergence_rows`.
+
+        Rows with an entry that is ruled out, or with a NaN, go by the definition itself.
+        """
+        if not all_finite(student_logits, teacher_logits):
+            return super().rows(student_logits, teacher_logits, labels)
+        if self.temperature == 1:
+            return self.divergence_rows(student_logits, teacher_logits)
+        student_logits.div_(self.temperature)
+        teacher_logits.div_(self.temperature)
         values = self.divergence_rows(student_logits, teacher_logits)
-        if self.temperature != 1:
-            # The chain rule takes one factor of the temperature, scale_by_t2 gives two.
-            student_logits.mul_(self.temperature if self.scale_by_t2 else 1 / self.temperature)
+        # The chain rule takes one factor of the temperature, scale_by_t2 gives two.
+        student_logits.mul_(self.temperature if self.scale_by_t2 else 1 / self.temperature)
         return values * self.temperature**2 if self.scale_by_t2 else values

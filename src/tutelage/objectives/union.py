@@ -75,14 +75,19 @@ class WeightedSum(Objective):
         labels: Int[Tensor, " R"] | None,
     ) -> Float[Tensor, " R"]:
         """The weighted sum of the parts' values, and of their gradients in place."""
+        *earlier, last = self.parts
         values = torch.zeros_like(student_logits[:, 0])
-        gradient = torch.zeros_like(student_logits)
-        for part in self.parts:
+        gradient = torch.zeros_like(student_logits) if earlier else None
+        for part in earlier:
             scratch = student_logits.clone()
             part_values = part.objective.rows(scratch, teacher_logits.clone(), labels)
             values.add_(part_values, alpha=part.weight)
-            gradient.add_(scratch, alpha=part.weight)
-        student_logits.copy_(gradient)
+            if gradient is not None:
+                gradient.add_(scratch, alpha=part.weight)
+        values.add_(last.objective.rows(student_logits, teacher_logits, labels), alpha=last.weight)
+        student_logits.mul_(last.weight)
+        if gradient is not None:
+            student_logits.add_(gradient)
         return values
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from tutelage.objectives import row_kernels
 from tutelage.objectives.divergences.kl import forward_kl, reverse_kl
 from tutelage.objectives.objective import Divergence
 from tutelage.objectives.softmax import expected
@@ -84,6 +85,14 @@ class AdaptiveKL(Divergence):
     ) -> Float[Tensor, "*at"]:
         return adaptive_kl(student_logp, teacher_logp, head_mass=self.head_mass)
 
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        return row_kernels.adaptive_kl_rows(
+            student_scores, teacher_scores, head_mass=self.head_mass
+        )
+
 
 @final
 class ToDi(Divergence):
@@ -99,3 +108,9 @@ class ToDi(Divergence):
         self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
     ) -> Float[Tensor, "*at"]:
         return todi(student_logp, teacher_logp)
+
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        return row_kernels.todi_rows(student_scores, teacher_scores)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from tutelage.objectives import row_kernels
 from tutelage.objectives.objective import Divergence
 from tutelage.objectives.softmax import expected
 
@@ -83,3 +84,13 @@ class AlphaBeta(Divergence):
         self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
     ) -> Float[Tensor, "*at"]:
         return alpha_beta(student_logp, teacher_logp, alpha=self.alpha, beta=self.beta)
+
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        if self.alpha == 0 or self.beta == 0:
+            return super().divergence_rows(student_scores, teacher_scores)
+        return row_kernels.alpha_beta_rows(
+            student_scores, teacher_scores, alpha=self.alpha, beta=self.beta
+        )

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from tutelage.objectives import row_kernels
 from tutelage.objectives.divergences.alpha_beta import alpha_beta
 from tutelage.objectives.divergences.kl import forward_kl
 from tutelage.objectives.divergences.mixtures import mixture_logp
@@ -77,3 +78,17 @@ class AMiD(Divergence):
         if self.measure == "kl":
             return forward_kl(second, first)
         return alpha_beta(second, first, alpha=_PAPER_ALPHA, beta=_PAPER_BETA)
+
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        if self.measure != "kl" or self.curve == 1:
+            return super().divergence_rows(student_scores, teacher_scores)
+        return row_kernels.amid_kl_rows(
+            student_scores,
+            teacher_scores,
+            between=self.between,
+            teacher_share=self.teacher_share,
+            power=(1 - self.curve) / 2,
+        )

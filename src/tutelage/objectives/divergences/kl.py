@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from tutelage.objectives import row_kernels
 from tutelage.objectives.objective import Divergence
 from tutelage.objectives.softmax import expected
 
@@ -86,6 +87,12 @@ class ForwardKL(Divergence):
     ) -> Float[Tensor, "*at"]:
         return forward_kl(student_logp, teacher_logp)
 
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        return row_kernels.forward_kl_rows(student_scores, teacher_scores)
+
 
 @final
 class ReverseKL(Divergence):
@@ -99,6 +106,12 @@ class ReverseKL(Divergence):
     ) -> Float[Tensor, "*at"]:
         return reverse_kl(student_logp, teacher_logp)
 
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        return row_kernels.reverse_kl_rows(student_scores, teacher_scores)
+
 
 @final
 class Jeffreys(Divergence):
@@ -111,6 +124,14 @@ class Jeffreys(Divergence):
         self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
     ) -> Float[Tensor, "*at"]:
         return jeffreys(student_logp, teacher_logp)
+
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        return row_kernels.symmetric_kl_rows(
+            student_scores, teacher_scores, forward_weight=1.0, reverse_weight=1.0
+        )
 
 
 @final
@@ -130,3 +151,14 @@ class SymmetricKL(Divergence):
         self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
     ) -> Float[Tensor, "*at"]:
         return symmetric_kl(student_logp, teacher_logp, reverse_weight=self.reverse_weight)
+
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        return row_kernels.symmetric_kl_rows(
+            student_scores,
+            teacher_scores,
+            forward_weight=1 - self.reverse_weight,
+            reverse_weight=self.reverse_weight,
+        )

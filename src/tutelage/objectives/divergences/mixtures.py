@@ -12,6 +12,7 @@ from pydantic import model_validator
 from torch import Tensor
 from typing_extensions import override
 
+from tutelage.objectives import row_kernels
 from tutelage.objectives.divergences.kl import forward_kl, reverse_kl
 from tutelage.objectives.objective import Divergence
 from tutelage.objectives.softmax import expected
@@ -162,6 +163,19 @@ class JSD(Divergence):
         scale = self.teacher_share * (1 - self.teacher_share)
         return values / scale if self.scaled else values
 
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        if self.teacher_share == 0:
+            return row_kernels.forward_kl_rows(student_scores, teacher_scores)
+        if self.teacher_share == 1:
+            return row_kernels.reverse_kl_rows(student_scores, teacher_scores)
+        scale = 1 / (self.teacher_share * (1 - self.teacher_share)) if self.scaled else 1.0
+        return row_kernels.jsd_rows(
+            student_scores, teacher_scores, teacher_share=self.teacher_share, scale=scale
+        )
+
 
 @final
 class SkewForwardKL(Divergence):
@@ -181,6 +195,16 @@ class SkewForwardKL(Divergence):
         self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
     ) -> Float[Tensor, "*at"]:
         return skew_forward_kl(student_logp, teacher_logp, teacher_share=self.teacher_share)
+
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        if self.teacher_share == 0:
+            return row_kernels.forward_kl_rows(student_scores, teacher_scores)
+        return row_kernels.skew_forward_kl_rows(
+            student_scores, teacher_scores, teacher_share=self.teacher_share
+        )
 
 
 @final
@@ -207,6 +231,19 @@ class SkewReverseKL(Divergence):
         return skew_reverse_kl(
             student_logp,
             teacher_logp,
+            student_share=self.student_share,
+            detach_mixture=self.detach_mixture,
+        )
+
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        if self.student_share == 0:
+            return row_kernels.reverse_kl_rows(student_scores, teacher_scores)
+        return row_kernels.skew_reverse_kl_rows(
+            student_scores,
+            teacher_scores,
             student_share=self.student_share,
             detach_mixture=self.detach_mixture,
         )

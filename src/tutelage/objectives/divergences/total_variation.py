@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
+from tutelage.objectives import row_kernels
 from tutelage.objectives.objective import Divergence
 
 
@@ -35,3 +36,9 @@ class TotalVariation(Divergence):
         self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
     ) -> Float[Tensor, "*at"]:
         return total_variation(student_logp, teacher_logp)
+
+    @override
+    def divergence_rows(
+        self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
+    ) -> Float[Tensor, " R"]:
+        return row_kernels.total_variation_rows(student_scores, teacher_scores)

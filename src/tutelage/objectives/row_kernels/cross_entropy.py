@@ -1,0 +1,32 @@
+"""Row kernels of cross-entropy, with token ids or with the teacher's distribution."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tutelage.objectives.row_kernels.compared import dot, log_softmax_, scratch_like, softmax_into
+
+
+def token_cross_entropy_rows(
+    student: Float[Tensor, "R V"], labels: Int[Tensor, " R"]
+) -> Float[Tensor, " R"]:
+    """Gradient q - 1 at the label."""
+    ids = labels.long()[:, None]
+    at_label, top = student.gather(1, ids)[:, 0].double(), student.amax(dim=-1).double()
+    softmax_into(student, student)
+    values = (top - student.amax(dim=-1).double().log()) - at_label
+    student.scatter_add_(1, ids, student.new_full((), -1.0).expand(ids.shape))
+    return values.to(student.dtype)
+
+
+def teacher_cross_entropy_rows(
+    student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"]
+) -> Float[Tensor, " R"]:
+    """Gradient q - p."""
+    log_softmax_(student)
+    softmax_into(teacher, teacher)
+    values = -dot(teacher, student)
+    q = scratch_like(student, "p")
+    softmax_into(q, student)
+    torch.sub(q, teacher, out=student)
+    return values
