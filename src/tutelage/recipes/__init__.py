@@ -1,1 +1,71 @@
-"""TODO."""
+"""Whole runs: the tree of settings, its checks, its assembly, and the presets that ship with us.
+
+Names are imported when first used, so that `tutelage --help` does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tutelage.recipes.check import check_recipe
+    from tutelage.recipes.compare import Plan, compare_recipes
+    from tutelage.recipes.config import (
+        Recipe,
+        choices,
+        from_tree,
+        load,
+        to_tree,
+        to_yaml,
+        varied,
+    )
+    from tutelage.recipes.doctor import Finding, examine
+    from tutelage.recipes.outline import Outline, outline_of
+    from tutelage.recipes.run import Outcome, evaluate_folder, rebuild_page, run_recipe
+
+_HOMES = {
+    "Finding": "doctor",
+    "Outcome": "run",
+    "Outline": "outline",
+    "Plan": "compare",
+    "Recipe": "config",
+    "check_recipe": "check",
+    "choices": "config",
+    "compare_recipes": "compare",
+    "evaluate_folder": "run",
+    "examine": "doctor",
+    "from_tree": "config",
+    "load": "config",
+    "outline_of": "outline",
+    "rebuild_page": "run",
+    "run_recipe": "run",
+    "to_tree": "config",
+    "to_yaml": "config",
+    "varied": "config",
+}
+
+__all__ = [
+    "Finding",
+    "Outcome",
+    "Outline",
+    "Plan",
+    "Recipe",
+    "check_recipe",
+    "choices",
+    "compare_recipes",
+    "evaluate_folder",
+    "examine",
+    "from_tree",
+    "load",
+    "outline_of",
+    "rebuild_page",
+    "run_recipe",
+    "to_tree",
+    "to_yaml",
+    "varied",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

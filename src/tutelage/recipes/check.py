@@ -1,0 +1,211 @@
+"""What contradicts itself in a recipe, found before a weight is loaded."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from tutelage.core.errors import CheckpointError, ConfigError, OutputError
+from tutelage.core.run_log import RunFolder
+from tutelage.objectives import MoveSettings, NoMove, Objective, ObjectiveSettings, Taid
+from tutelage.objectives.moved_targets import taid
+from tutelage.objectives.union import WeightedSum
+from tutelage.recipes.config import Recipe
+from tutelage.students import FreshStudent, PrunedStudent
+from tutelage.training import needs_teacher
+
+_NUM_TRIED = 5
+_NUM_ENTRIES = 7
+_ROUNDING = 1e-9
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse a recipe whose settings contradict each other, its baselines included.
+
+    Raises:
+        ConfigError: a line for each contradiction.
+    """
+    lines = list(contradictions(recipe))
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def contradictions(recipe: Recipe) -> Iterator[str]:
+    """One line each: the dotted path, what it is, what it must be, what to do."""
+    yield from _of_teacher(recipe)
+    yield from _of_move(recipe.objective, recipe.move)
+    yield from _of_evaluation(recipe)
+    yield from _of_hardware(recipe)
+
+
+def _of_teacher(recipe: Recipe) -> Iterator[str]:
+    kind, made_from = recipe.objective.kind, _made_from(recipe)
+    if recipe.teacher is not None:
+        unused = not needs_teacher(recipe.objective) and made_from is None
+        if unused and recipe.evaluation.num_rows == 0 and recipe.evaluation.data is None:
+            yield (
+                f"teacher is given, but {kind} does not ask it and evaluation.num_rows is 0; "
+                "it must have something to do. Leave the teacher out, or hold out rows."
+            )
+        return
+    if needs_teacher(recipe.objective):
+        yield (
+            f"teacher is missing, and {kind} learns from one; it must be given. "
+            "Name a model in teacher.model, or use objective.kind: cross_entropy."
+        )
+    if not isinstance(recipe.move, NoMove):
+        yield (
+            f"move.kind is {recipe.move.kind}, and there is no teacher to move towards; "
+            "it must be none. Add a teacher, or leave the move out."
+        )
+    if made_from is not None:
+        yield (
+            f"student.kind is {recipe.student.kind} and there is no teacher to make it from; "
+            f"student.{made_from} must name a model then. Name it, or add a teacher."
+        )
+
+
+def _made_from(recipe: Recipe) -> str | None:
+    """The setting that is null where the student is made from the teacher; None elsewhere."""
+    match recipe.student:
+        case PrunedStudent(model=None):
+            return "model"
+        case FreshStudent():
+            return "like"
+        case _:
+            return None
+
+
+def _of_move(objective: ObjectiveSettings, move: MoveSettings) -> Iterator[str]:
+    if isinstance(move, NoMove):
+        return
+    if not needs_teacher(objective):
+        yield (
+            f"move.kind is {move.kind}, but {objective.kind} reads no target that could move; "
+            "it must be none. Leave the move out, or choose an objective with a teacher."
+        )
+        return
+    if isinstance(move, Taid):
+        yield from _of_taid(move)
+        if only_a_ramp(objective):
+            yield (
+                f"move.kind is taid with {_described(objective)}; it must be an objective such as "
+                "forward_kl. On a target mixed from the student itself the gradient of this one is "
+                "t times the unmoved one: a learning-rate ramp and nothing else. Change "
+                "objective.kind, or leave the move out and use training.warmup_steps."
+            )
+
+
+def _of_taid(move: Taid) -> Iterator[str]:
+    """Settings of the schedule that was not chosen, changed all the same."""
+    used = {
+        "linear": {"t_end"},
+        "adaptive": {"t_end", "alpha", "momentum"} | ({"rate"} if move.alpha == "auto" else set()),
+        "exponential": {"t_end", "rate"},
+        "constant": set[str](),
+    }[move.schedule]
+    for name in ("t_end", "alpha", "momentum", "rate"):
+        if name not in used and getattr(move, name) != Taid.model_fields[name].default:
+            yield (
+                f"move.{name} is {getattr(move, name)}, which the {move.schedule} schedule does "
+                "not read; it must be left out. Change move.schedule, or remove it."
+            )
+
+
+def _described(objective: ObjectiveSettings) -> str:
+    given = objective.model_dump(mode="json", exclude_defaults=True)
+    settings = ", ".join(f"{name} {value}" for name, value in given.items())
+    return f"{objective.kind} ({settings})" if settings else objective.kind
+
+
+def only_a_ramp(objective: Objective, *, at: float = 0.3) -> bool:
+    """Would TAID only scale this objective's gradient by a number, whatever the position?
+
+    True of reverse KL, and of squared differences of scores whose weights do not look at the
+    target: the way to the moved target is t times the way to the teacher. Found out by trying, so
+    that it holds for every objective and every setting of it.
+
+    Source: the remark on reverse KL in taid.md, section 2.3, property 7.
+    """
+    if isinstance(objective, WeightedSum):
+        asked = [part.objective for part in objective.parts if needs_teacher(part.objective)]
+        return all(only_a_ramp(one, at=at) for one in asked)
+    generator = torch.Generator().manual_seed(0)
+    shape = (_NUM_TRIED, _NUM_ENTRIES)
+    student, teacher = 2 * torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    labels = torch.zeros(_NUM_TRIED, dtype=torch.long)
+
+    def gradient(t: float) -> torch.Tensor:
+        scores = student.clone().requires_grad_()
+        values = objective.from_logits(scores, taid(student, teacher, t), labels)
+        return torch.autograd.grad(values.sum(), scores)[0]
+
+    part, whole = gradient(at), gradient(1.0)
+    ratio = (part * whole).sum() / whole.square().sum()
+    return bool((part - ratio * whole).norm() < _ROUNDING * part.norm())
+
+
+def _of_evaluation(recipe: Recipe) -> Iterator[str]:
+    evaluation = recipe.evaluation
+    if evaluation.num_rows == 0 and evaluation.data is not None:
+        yield (
+            "evaluation.data is given and evaluation.num_rows is 0; it must be 1 or more to read "
+            "that data. Raise it, or leave evaluation.data out."
+        )
+    if evaluation.num_rows == 0 and recipe.training.evaluate_every is not None:
+        yield (
+            f"training.evaluate_every is {recipe.training.evaluate_every} and evaluation.num_rows "
+            "is 0; it must be null where no rows are held out. Raise evaluation.num_rows."
+        )
+    limit = recipe.rollouts.num_rows
+    if limit is not None and evaluation.data is None and evaluation.num_rows >= limit:
+        yield (
+            f"evaluation.num_rows is {evaluation.num_rows}; it must be less than "
+            f"rollouts.num_rows ({limit}), or nothing is left to train on. Lower it."
+        )
+
+
+def _of_hardware(recipe: Recipe) -> Iterator[str]:
+    if recipe.training.precision != "bf16" or not torch.cuda.is_available():
+        return
+    if not torch.cuda.is_bf16_supported():
+        yield (
+            "training.precision is bf16, which this GPU does not compute in; it must be fp32. "
+            "Change it, or use a newer GPU."
+        )
+
+
+def check_output(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
+    """The run's folder, proved to be writable and free for what is about to happen.
+
+    Raises:
+        OutputError: it cannot be written, or holds another run and nobody said what to do.
+        CheckpointError: there is nothing in it to go on with.
+        ConfigError: both resume and overwrite were asked for.
+    """
+    folder = RunFolder(Path(recipe.folder))
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite contradict each other; give one of them.")
+    taken = any(path.exists() for path in _signs(folder))
+    if resume and not taken:
+        raise CheckpointError(
+            f"{folder.root} holds no run to go on with; it must be the folder of an earlier run. "
+            "Check output and name, or leave out --resume."
+        )
+    if taken and not resume and not overwrite:
+        raise OutputError(
+            f"output is {folder.root}, which already holds a run; it must be a new folder. "
+            "Go on with --resume, replace it with --overwrite, or give another output=FOLDER."
+        )
+    foreign = not taken and folder.root.is_dir() and any(folder.root.iterdir())
+    if foreign and overwrite:
+        raise OutputError(
+            f"output is {folder.root}, which holds files that no run of ours wrote; it must be a "
+            "folder of a run to be overwritten. Choose another output."
+        )
+    folder.create()
+    return folder
+
+
+def _signs(folder: RunFolder) -> Sequence[Path]:
+    return folder.recipe, folder.metrics, folder.summary, folder.checkpoints

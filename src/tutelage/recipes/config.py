@@ -1,0 +1,276 @@
+"""The tree of settings that is a recipe: student, teacher, rows, objective, move, training.
+
+Read by `load` from a preset or a YAML file with dotted overrides; written beside every run.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, cast, final
+
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
+
+from tutelage.core.errors import ConfigError
+from tutelage.core.settings import Settings
+from tutelage.objectives import MoveSettings, ObjectiveSettings
+from tutelage.objectives.moved_targets import NoMove
+from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in, read_recipe
+from tutelage.students import StudentSettings
+from tutelage.training import TrainingSettings
+
+Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@final
+class LiveTeacherSettings(Settings):
+    """A model that answers while the student trains."""
+
+    kind: Literal["live"] = "live"
+    model: str
+    """A name on the hub, a folder, a `*.gguf` file, or `package:NAME` for a GGUF file that an
+    installed Python package carries."""
+    dtype: Dtype = "auto"
+    """What the weights are held in; `auto` keeps what the model was saved in."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null is its default branch."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off unless you have read that code."""
+    remember_megabytes: NonNegativeInt = 1024
+    """How much memory may hold answers already given, so that later epochs cost no forward."""
+
+
+@final
+class ToyTeacherSettings(Settings):
+    """A tiny random model over bytes, made on the spot: nothing is downloaded or read."""
+
+    kind: Literal["toy"] = "toy"
+    num_layers: PositiveInt = 4
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 32
+    """Size of the hidden states."""
+    sharpness: Annotated[float, Field(gt=0)] = 3.0
+    """Standard deviation of the logits, about; larger makes a more certain teacher."""
+    seed: int = 0
+    remember_megabytes: NonNegativeInt = 64
+    """As for a live teacher."""
+
+
+TeacherSettings = Annotated[LiveTeacherSettings | ToyTeacherSettings, Field(discriminator="kind")]
+
+
+@final
+class DatasetRolloutSettings(Settings):
+    """Prompts with finished answers, from a file or a dataset of the hub."""
+
+    kind: Literal["dataset"] = "dataset"
+    data: str
+    """A `.jsonl`, `.json`, `.csv` or `.parquet` file, a dataset on the hub, or `preset:FILE` for
+    one that ships inside the package. Rows have `prompt` and `completion`, or `messages`."""
+    split: str = "train"
+    """Which split of a hub dataset."""
+    subset: str | None = None
+    """Which configuration of a hub dataset."""
+    columns: Mapping[str, str] = Field(default_factory=dict[str, str])
+    """Our name to the data's name for it, such as {prompt: question, completion: answer}."""
+    num_rows: PositiveInt | None = None
+    """How many rows to use, from the first; null uses all."""
+    max_prompt_tokens: PositiveInt = 512
+    """A longer prompt is never cut: see `too_long`."""
+    max_completion_tokens: PositiveInt = 512
+    """A longer completion is cut there, and counted in the report."""
+    too_long: Literal["error", "drop"] = "error"
+    """What to do with a row whose prompt is too long: stop, or leave it out and count it."""
+    trained_turns: Literal["last", "all"] = "last"
+    """Of `messages`, train on the last answer or on every answer of the assistant."""
+    shuffle: bool = True
+    """Draw a new order every epoch; false reads the rows as they come."""
+    chat_template: str | None = None
+    """A Jinja template in place of the tokenizer's own."""
+    template_arguments: Mapping[str, Any] = Field(default_factory=dict[str, Any])
+    """What the template is given besides the messages, such as {enable_thinking: false}."""
+
+
+RolloutSettings: TypeAlias = DatasetRolloutSettings
+
+
+@final
+class EvaluationSettings(Settings):
+    """What is measured on rows the student never trains on."""
+
+    num_rows: NonNegativeInt = 60
+    """Rows held out from the end of the data; 0 measures nothing."""
+    data: str | None = None
+    """A file or dataset of its own to hold out, in place of the end of the training data."""
+    max_tokens: PositiveInt = 4096
+    """Tokens measured in one forward: bounds memory, changes no number."""
+    num_samples: NonNegativeInt = 4
+    """Held-out prompts that student and teacher answer for the report."""
+    max_sample_tokens: PositiveInt = 64
+    """Longest answer among them."""
+    num_token_rows: NonNegativeInt = 8
+    """Held-out rows shown token by token in the report."""
+
+
+@final
+class ReportSettings(Settings):
+    """The page at the end of a run."""
+
+    enabled: bool = True
+    """Write report.html and plots."""
+
+
+@final
+class Recipe(Settings):
+    """A whole run: who learns what from whom, on which rows, for how long."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[\w.\- ]+$")] = "run"
+    """Letters, digits, dots, dashes and spaces; names the output folder."""
+    description: str = ""
+    """One line for `tutelage list` and the report."""
+    student: StudentSettings
+    teacher: TeacherSettings | None = None
+    """Null trains on the data's own labels, and measures no divergence."""
+    rollouts: RolloutSettings
+    objective: ObjectiveSettings
+    move: MoveSettings = NoMove()
+    """How the target moves on its way to the teacher, such as {kind: taid}."""
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    report: ReportSettings = ReportSettings()
+    baselines: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict[str, Mapping[str, Any]])
+    """Name to settings that differ: the same run again, for the same rows and tokens, shown
+    beside this one, such as {cross_entropy: {objective: {kind: cross_entropy}}}."""
+    seed: int = 0
+    """Everything random follows from it."""
+    output: Annotated[str, Field(min_length=1)] = "runs/{name}"
+    """Folder of the run; {name} and {seed} are filled in."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of a finished run, optimizer and all; its student is saved anyway."""
+
+    @field_validator("baselines")
+    @classmethod
+    def _baselines_are_plain(
+        cls, value: Mapping[str, Mapping[str, Any]]
+    ) -> Mapping[str, Mapping[str, Any]]:
+        for name, settings in value.items():
+            if name in ("before", "distilled", "teacher", "after"):
+                raise ValueError(
+                    f"baselines.{name} takes a name that the table of results uses itself; "
+                    "it must be another. Rename it."
+                )
+            kept = {"baselines", "name", "output"} & set(settings)
+            if kept:
+                raise ValueError(
+                    f"baselines.{name}.{min(kept)} is given; it must be left to the recipe, "
+                    "which decides it for its baselines. Take it out."
+                )
+        return value
+
+    @property
+    def folder(self) -> str:
+        """The output folder with {name} and {seed} filled in."""
+        return self.output.replace("{name}", self.name).replace("{seed}", str(self.seed))
+
+
+def load(source: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a preset or file, after its dotted overrides.
+
+    Raises:
+        ConfigError: a line for each setting that does not exist or has a wrong value.
+    """
+    return from_tree(read_recipe(source, overrides))
+
+
+def from_tree(tree: Mapping[str, Any]) -> Recipe:
+    """The recipe that a plain tree of settings describes, its baselines proved to be recipes too.
+
+    Raises:
+        ConfigError: a line for each setting that does not exist or has a wrong value.
+    """
+    full = with_shorthands(tree)
+    recipe, lines = _validated(full)
+    for name in recipe.baselines if recipe else ():
+        lines += [f"baselines.{name}.{line}" for line in _validated(_varied(full, name))[1]]
+    if recipe is None or lines:
+        raise ConfigError("\n".join(lines))
+    return recipe
+
+
+def _validated(tree: Plain) -> tuple[Recipe | None, list[str]]:
+    try:
+        return Recipe.model_validate(tree), []
+    except ValidationError as error:
+        return None, complaints(error, Recipe, tree)
+
+
+def _varied(tree: Plain, name: str) -> Plain:
+    own = {key: value for key, value in tree.items() if key != "baselines"}
+    return with_shorthands(merged(own, tree["baselines"][name]))
+
+
+def baseline(recipe: Recipe, name: str) -> Recipe:
+    """The recipe of one baseline: the same settings but for those that it names."""
+    tree = _varied(to_tree(recipe), name)
+    tree["name"] = name
+    tree["output"] = f"{recipe.folder}/baselines/{name}"
+    return from_tree(tree)
+
+
+def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with some settings replaced; another `kind` replaces the whole of its part."""
+    return from_tree(merged(to_tree(recipe), settings))
+
+
+def with_shorthands(tree: Mapping[str, Any]) -> Plain:
+    """The tree with what people leave out: `objective: jsd`, a model's name alone, plain kinds."""
+    full = dict(tree)
+    for name, key, kind in (
+        ("student", "model", "loaded"),
+        ("teacher", "model", "live"),
+        ("rollouts", "data", "dataset"),
+        ("objective", "kind", None),
+        ("move", "kind", None),
+    ):
+        value = full.get(name)
+        if isinstance(value, str):
+            value = {key: value}
+        if isinstance(value, Mapping):
+            part = dict(cast("Mapping[str, Any]", value))
+            full[name] = {"kind": kind, **part} if kind else part
+    return full
+
+
+def to_tree(recipe: Recipe, *, defaults: bool = False) -> Plain:
+    """The recipe as plain YAML values: what was given, or all of it with defaults written out."""
+    full = recipe.model_dump(mode="json")
+    return (
+        full if defaults else _with_kinds(recipe.model_dump(mode="json", exclude_unset=True), full)
+    )
+
+
+def _with_kinds(given: Any, full: Any) -> Any:  # noqa: ANN401 - YAML values
+    """What was given, and every `kind` on the way, which Python code need not write."""
+    if isinstance(given, dict) and isinstance(full, dict):
+        kinds = {"kind": full["kind"]} if "kind" in full else {}
+        return kinds | {name: _with_kinds(value, full[name]) for name, value in given.items()}
+    if isinstance(given, list) and isinstance(full, list):
+        return [_with_kinds(one, other) for one, other in zip(given, full, strict=True)]
+    return given
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The whole recipe, defaults written out, as a YAML text that reads back to the same."""
+    tree = to_tree(recipe, defaults=True)
+    try:
+        from_tree(tree)
+    except ConfigError:
+        # A default may be refused once it is written out beside what makes it meaningless.
+        tree = to_tree(recipe)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
+
+
+def choices(part: str) -> list[tuple[str, str]]:
+    """The kinds of a part, such as `objective`, each with the first line of its docstring."""
+    found: list[tuple[str, str]] = []
+    for model in models_in(Recipe.__annotations__[part]):
+        line = (model.__doc__ or "").strip().splitlines()[0]
+        found += [(kind, line) for kind in kinds_of(model)]
+    return sorted(found)

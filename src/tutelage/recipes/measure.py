@@ -1,0 +1,178 @@
+"""What is measured of a model for the run folder: numbers, positions, token view, samples."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from tutelage.core.records import Rollout, View
+from tutelage.core.run_log import RunFolder, read_jsonl, write_json, write_jsonl
+from tutelage.core.seeds import seed_for
+from tutelage.evaluation import (
+    DivergenceReport,
+    evaluate_divergence,
+    generate_samples,
+    token_rows,
+    tokens_per_second,
+)
+from tutelage.models import LoadedModel
+from tutelage.recipes.assemble import Work, batches, evaluation_options
+from tutelage.recipes.config import Recipe
+from tutelage.recipes.narrator import Narrator
+from tutelage.rollouts.engines import Sampling
+from tutelage.text import collate, cut
+from tutelage.training import Event, Started, StepDone
+
+_TIMED_TOKENS = 1024
+_TIMED_ROUNDS = 2
+
+
+@final
+class Measurer:
+    """Measures one student on the held-out rows, once for each state it is in.
+
+    The trainer asks before the first step and after the last; a run asks too, for more than
+    numbers. Whoever comes second hears what the first was told, unless a step lies between.
+    """
+
+    def __init__(self, recipe: Recipe, work: Work, student: LoadedModel) -> None:
+        self._recipe = recipe
+        self._work = work
+        self._student = student
+        self._report: DivergenceReport | None = None
+
+    def __call__(self) -> Mapping[str, float]:
+        """The numbers, as the trainer logs them."""
+        return self.report().numbers()
+
+    def hook(self, event: Event) -> None:
+        """Forget what was measured when the weights have moved."""
+        match event:
+            case StepDone():
+                self._report = None
+            case Started(step=step) if step > 0:
+                self._report = None
+            case _:
+                pass
+
+    def report(self) -> DivergenceReport:
+        """Everything measured of the student as it is now."""
+        if self._report is None:
+            self._report = evaluate_divergence(
+                self._student.lm,
+                self._work.teacher,
+                batches(self._work.rows.held_out, self._recipe, self._work),
+                options=evaluation_options(self._recipe),
+            )
+        return self._report
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Scribe:
+    """Writes what was measured into a run folder, in place of what an earlier try wrote."""
+
+    recipe: Recipe
+    work: Work
+    folder: RunFolder
+    narrator: Narrator
+
+    def record(self, name: str, student: LoadedModel, report: DivergenceReport) -> dict[str, Any]:
+        """Measure a student in full as `before`, `after` or a baseline; answers its summary row."""
+        with self.narrator.stage(f"Measuring: {name}"):
+            self._positions(name, report)
+            self._tokens(name, student)
+            self.samples(name, student)
+            speed = self._speed(student)
+        return {
+            "name": {"after": "distilled"}.get(name, name),
+            "perplexity": report.perplexity,
+            "forward_kl": report.forward_kl,
+            "reverse_kl": report.reverse_kl,
+            "top1_agreement": report.top1_agreement,
+            "student_entropy": report.student_entropy,
+            "num_parameters": student.lm.num_parameters(),
+            "tokens_per_second": speed,
+        }
+
+    def teacher_row(self, report: DivergenceReport) -> dict[str, Any] | None:
+        """The teacher's own line of the table, and its samples; None without a teacher."""
+        model = self.work.teacher_model
+        if model is None:
+            return None
+        with self.narrator.stage("Measuring: teacher"):
+            self.samples("teacher", model)
+            speed = self._speed(model)
+        return {
+            "name": "teacher",
+            "perplexity": report.teacher_perplexity,
+            "forward_kl": 0.0,
+            "reverse_kl": 0.0,
+            "top1_agreement": 1.0,
+            "num_parameters": model.lm.num_parameters(),
+            "tokens_per_second": speed,
+        }
+
+    def samples(self, when: str, model: LoadedModel) -> None:
+        """What the model says to the first held-out prompts, into samples.jsonl."""
+        rollouts = self.work.rows.held_out[: self.recipe.evaluation.num_samples]
+        if not rollouts:
+            return
+        sampling = Sampling(
+            max_completion_tokens=self.recipe.evaluation.max_sample_tokens, temperature=0.0
+        )
+        lines = generate_samples(
+            model.lm,
+            rollouts,
+            tokenizer=self.work.tokenizer,
+            sampling=sampling,
+            seed=seed_for(self.recipe.seed, "samples"),
+            when=when,
+        )
+        _replace_lines(self.folder.samples, when, lines)
+
+    def _positions(self, when: str, report: DivergenceReport) -> None:
+        if report.by_position is None:
+            return
+        path = self.folder.positions
+        write_json(path, {**read_object(path), when: report.by_position.to_json()})
+
+    def _tokens(self, when: str, student: LoadedModel) -> None:
+        rows = self.work.rows.held_out[: self.recipe.evaluation.num_token_rows]
+        if self.work.teacher is None or not rows:
+            return
+        pieces = cut(rows, max_tokens=self.recipe.evaluation.max_tokens)
+        lines = token_rows(
+            student.lm,
+            self.work.teacher,
+            [(collate(piece, device=self.work.device), piece) for piece in pieces],
+            tokenizer=self.work.tokenizer,
+            when=when,
+            options=evaluation_options(self.recipe),
+        )
+        _replace_lines(self.folder.tokens, when, lines)
+
+    def _speed(self, model: LoadedModel) -> float:
+        return tokens_per_second(
+            model.lm,
+            [self._timed_view()],
+            num_rounds=_TIMED_ROUNDS,
+            dtype=evaluation_options(self.recipe).dtype,
+        )
+
+    def _timed_view(self) -> View:
+        chosen: list[Rollout] = []
+        for piece in cut(self.work.rows.held_out, max_tokens=_TIMED_TOKENS)[:1]:
+            chosen += piece
+        return collate(chosen, device=self.work.device).student
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of ours; empty where there is none yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _replace_lines(path: Path, when: str, lines: list[dict[str, Any]]) -> None:
+    before = read_jsonl(path) if path.is_file() else []
+    write_jsonl(path, [line for line in before if line["when"] != when] + lines)

@@ -1,0 +1,93 @@
+"""What a recipe comes to before anything is loaded: sizes, steps, memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+from tutelage.models import ParameterCount, parameter_count
+from tutelage.recipes.assemble import student_config, teacher_config, vocabulary_size
+from tutelage.recipes.check import contradictions
+from tutelage.recipes.config import LiveTeacherSettings, Recipe
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
+_MEGABYTE = 2**20
+# Weights, gradients, and AdamW's two running means, which have the type of the weights.
+_COPIES_IN_TRAINING = 4
+# What a decoder layer keeps of each token for its backward pass, in widths of the model: inputs,
+# norms, queries, keys, values, attention's output, and the two or three inner MLP activations.
+_KEPT_WIDTHS = 16
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """Counts and an estimate; nothing here has been measured."""
+
+    student: ParameterCount
+    teacher: ParameterCount | None
+    tokens_per_micro_batch: int
+    steps: int
+    rows_per_step: int
+    memory_megabytes: dict[str, float]
+    """What for, and about how much."""
+    warnings: list[str]
+    """Contradictions that `train` would refuse."""
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Name and text, for a table."""
+        yield "student", _size(self.student)
+        yield "teacher", "none" if self.teacher is None else _size(self.teacher)
+        yield "steps", f"{self.steps} of {self.rows_per_step} rows"
+        yield "forward", f"up to {self.tokens_per_micro_batch:,} tokens at once"
+        for name, megabytes in self.memory_megabytes.items():
+            yield f"memory: {name}", f"about {_memory(megabytes)}"
+        yield "memory", f"about {_memory(sum(self.memory_megabytes.values()))} in all"
+
+
+def outline_of(recipe: Recipe) -> Outline:
+    """Sizes from the models' configurations alone.
+
+    Raises:
+        ModelError: a configuration cannot be read.
+        ConfigError: the student's shape is impossible.
+    """
+    shape = student_config(recipe)
+    student = parameter_count(shape)
+    of_teacher = teacher_config(recipe)
+    teacher = None if of_teacher is None else parameter_count(of_teacher)
+    training = recipe.training
+    num_tokens = training.micro_batch_tokens
+    width = int(shape.get_text_config().hidden_size)
+    activation = 2 if training.precision == "bf16" else 4
+    kept_layers = 1 if training.gradient_checkpointing else student.num_layers
+    memory = {
+        "student, gradients, AdamW": student.total
+        * _BYTES[recipe.student.dtype]
+        * _COPIES_IN_TRAINING,
+        "activations": num_tokens * width * kept_layers * _KEPT_WIDTHS * activation,
+        "loss": training.loss_megabytes * _MEGABYTE + 4 * vocabulary_size(shape) * width,
+    }
+    if teacher is not None and recipe.teacher is not None:
+        live = isinstance(recipe.teacher, LiveTeacherSettings)
+        dtype = recipe.teacher.dtype if isinstance(recipe.teacher, LiveTeacherSettings) else "auto"
+        memory["teacher"] = teacher.total * (_BYTES[dtype] if live else 4)
+        memory["answers remembered, at most"] = recipe.teacher.remember_megabytes * _MEGABYTE
+    return Outline(
+        student=student,
+        teacher=teacher,
+        tokens_per_micro_batch=num_tokens,
+        steps=training.num_steps,
+        rows_per_step=training.rows_per_step,
+        memory_megabytes={name: size / _MEGABYTE for name, size in memory.items()},
+        warnings=list(contradictions(recipe)),
+    )
+
+
+def _size(count: ParameterCount) -> str:
+    millions = f"{count.total / 1e6:.1f} M" if count.total >= _MEGABYTE else f"{count.total:,}"
+    inside = f"{count.layers:,} in them, {count.embedding + count.head:,} in the vocabulary"
+    return f"{millions} parameters, {count.num_layers} layers ({inside})"
+
+
+def _memory(megabytes: float) -> str:
+    return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.1f} MB"  # noqa: PLR2004
