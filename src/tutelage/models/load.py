@@ -47,7 +47,7 @@ class LoadedModel:
 def load_model(
     source: str,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -57,11 +57,12 @@ def load_model(
     Args:
         source: a hub name, a folder, a `.gguf` file, or `package:NAME` for the GGUF inside an
             installed package. A GGUF is converted once, into the cache.
+        dtype: what the weights are kept in; None: what they were saved in (a GGUF: float32).
 
     Raises:
         ModelError: says what is wrong with the source and what to do.
     """
-    where = _place(source, dtype)
+    where = _place(source, dtype or torch.float32)
     options = _options(source, where, revision=revision, trust_remote_code=trust_remote_code)
     anatomy_of(load_config(source, revision=revision, trust_remote_code=trust_remote_code))
     _check_weight_files(source, where)
@@ -69,7 +70,11 @@ def load_model(
         model, told = cast(
             tuple[PreTrainedModel, Mapping[str, Any]],
             AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+                where,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             ),
         )
     _check_complete(source, told)

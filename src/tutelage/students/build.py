@@ -1,0 +1,116 @@
+"""From settings to a student that can be trained."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+
+from tutelage.core.errors import ConfigError
+from tutelage.core.records import TokenBatch
+from tutelage.models import CausalLM, LoadedModel, layers_of, load_config, load_model
+from tutelage.students.fresh import fresh_config, fresh_model
+from tutelage.students.prune import block_influence, choose_layers, prune_layers
+from tutelage.students.settings import FreshStudent, LoadedStudent, PrunedStudent, StudentSettings
+
+
+def build_student(
+    settings: StudentSettings,
+    *,
+    teacher: LoadedModel | None,
+    calibration: Sequence[TokenBatch] = (),
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> LoadedModel:
+    """The student in eval mode on `device`, its weights its own and ready for gradients.
+
+    Args:
+        teacher: what pruned and fresh students are made from, unless they name another model.
+        calibration: rows on which layers are chosen by influence.
+
+    Raises:
+        ConfigError: for settings that do not fit the models.
+    """
+    dtype = cast(torch.dtype, getattr(torch, settings.dtype))
+    if isinstance(settings, LoadedStudent):
+        student = load_model(
+            settings.model,
+            dtype=dtype,
+            device=device,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    elif isinstance(settings, PrunedStudent):
+        student = _pruned(settings, teacher, calibration)
+    else:
+        student = _fresh(settings, teacher, seed=seed)
+    lm = student.lm.to(device=device, dtype=dtype).eval()
+    for parameter in lm.parameters():
+        parameter.requires_grad_()
+    freeze(lm, settings.freeze)
+    return replace(student, lm=lm)
+
+
+def freeze(lm: CausalLM, patterns: Sequence[str]) -> None:
+    """Keep the parameters whose names match a pattern as they are.
+
+    Names are the transformers model's own, such as `model.layers.0.mlp.up_proj.weight`.
+
+    Raises:
+        ConfigError: for a pattern that matches nothing, or when nothing is left to train.
+    """
+    parameters = dict(lm.model.named_parameters())
+    for pattern in patterns:
+        matched = [name for name in parameters if fnmatch.fnmatchcase(name, pattern)]
+        if not matched:
+            message = (
+                f"student.freeze has {pattern!r}, which no parameter matches; it must match some, "
+                f"such as {next(iter(parameters))}. Correct the pattern."
+            )
+            raise ConfigError(message)
+        for name in matched:
+            parameters[name].requires_grad_(requires_grad=False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        message = (
+            f"student.freeze is {list(patterns)}, which is every parameter; it must leave some to "
+            "train. Remove a pattern."
+        )
+        raise ConfigError(message)
+
+
+def _pruned(
+    settings: PrunedStudent, teacher: LoadedModel | None, calibration: Sequence[TokenBatch]
+) -> LoadedModel:
+    base = teacher if settings.model is None else load_model(settings.model)
+    if base is None:
+        raise _no_teacher("model")
+    num_layers = len(layers_of(base.lm.model))
+    influence = None
+    if settings.choose == "influence" and settings.keep_layers < num_layers:
+        influence = block_influence(base.lm, calibration)
+    keep = choose_layers(
+        settings.choose, keep=settings.keep_layers, num_layers=num_layers, influence=influence
+    )
+    source = f"{base.source}, layers {', '.join(map(str, keep))}"
+    return LoadedModel(lm=prune_layers(base.lm, keep), tokenizer=base.tokenizer, source=source)
+
+
+def _fresh(settings: FreshStudent, teacher: LoadedModel | None, *, seed: int) -> LoadedModel:
+    if teacher is None:
+        raise _no_teacher("like")
+    base = teacher.lm.config if settings.like is None else load_config(settings.like)
+    language = {"vocab_size": teacher.lm.config.vocab_size}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        language[name] = getattr(teacher.lm.config, name, None)
+    config = fresh_config(base, {**language, **settings.config})
+    lm = fresh_model(config, seed=seed, dtype=torch.float32)
+    source = f"new {config.model_type} like {settings.like or teacher.source}"
+    return LoadedModel(lm=lm, tokenizer=teacher.tokenizer, source=source)
+
+
+def _no_teacher(setting: str) -> ConfigError:
+    return ConfigError(
+        f"student.{setting} is null and there is no teacher; it must name a model then. "
+        f"Set student.{setting}, or a teacher."
+    )
