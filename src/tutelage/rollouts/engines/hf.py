@@ -1,0 +1,178 @@
+"""Completions sampled with transformers' own `generate`: works with every model it knows.
+
+Token ids go in and token ids come out. Prompts are padded on the left, and the mask comes from
+their lengths, so a pad token that is also the end-of-sequence token does no harm.
+"""
+
+# pyright: basic
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+
+from tutelage.core.errors import DataError, ModelError, NumericsError
+from tutelage.models.causal_lm import CausalLM
+from tutelage.rollouts.engines.sampling import Sampling, draw
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What a model said to one prompt."""
+
+    ids: tuple[int, ...]
+    """Ends with the end-of-sequence token that stopped it, unless it was truncated."""
+    truncated: bool
+    """Cut at the length limit, so there is no end-of-sequence token."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was said before the end."""
+        return len(self.ids) == 1 and not self.truncated
+
+
+def generate(
+    lm: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    generator: torch.Generator,
+) -> list[Completion]:
+    """One completion for each prompt, in the order of the prompts.
+
+    Every row has its own random numbers, drawn from `generator` (a CPU generator) before the
+    first token, so what is sampled does not depend on how rows are batched, up to the rounding
+    of the model itself. The model's mode, its settings and the global generators are left as
+    they were.
+
+    Raises:
+        DataError: a prompt is empty, or leaves no room for a completion.
+        NumericsError: the model's scores are not finite.
+    """
+    _refuse_bad_prompts(lm, prompts, sampling)
+    uniforms = torch.rand(
+        len(prompts), sampling.max_completion_tokens, generator=generator, dtype=torch.float64
+    )
+    longest_first = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
+    completions: dict[int, Completion] = {}
+    with _ready(lm), torch.no_grad():
+        for start in range(0, len(prompts), sampling.batch_rows):
+            rows = longest_first[start : start + sampling.batch_rows]
+            choice = _Choice(rows, uniforms[rows].to(lm.device), sampling)
+            said = _one_batch(lm, [prompts[row] for row in rows], choice)
+            completions.update(zip(rows, said, strict=True))
+    return [completions[row] for row in range(len(prompts))]
+
+
+def end_ids(lm: CausalLM) -> tuple[int, ...]:
+    """Every token id that ends a completion of this model."""
+    configured = lm.model.generation_config
+    found = None if configured is None else configured.eos_token_id
+    if found is None:
+        found = lm.config.eos_token_id
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+
+@final
+class _Choice(LogitsProcessor):
+    """Leaves one token of each row standing: the drawn one, for `generate` to take greedily."""
+
+    def __init__(
+        self, rows: Sequence[int], uniforms: Float[Tensor, "B T"], sampling: Sampling
+    ) -> None:
+        self.sampling = sampling
+        self._rows = rows
+        self._uniforms = uniforms
+        self._num_drawn = 0
+
+    def __call__(
+        self, _input_ids: Int[Tensor, "B L"], scores: Float[Tensor, "B V"]
+    ) -> Float[Tensor, "B V"]:
+        chosen = draw(scores, self._uniforms[:, self._num_drawn], self.sampling)
+        broken = (chosen < 0).nonzero()[:, 0].tolist()
+        if broken:
+            raise NumericsError(
+                f"The model's scores for prompt {self._rows[broken[0]]} at completion token "
+                f"{self._num_drawn} hold nan or infinity; they must be finite. "
+                "Check the model's weights, or load it in float32."
+            )
+        self._num_drawn += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+
+def _one_batch(lm: CausalLM, prompts: Sequence[Sequence[int]], choice: _Choice) -> list[Completion]:
+    ends = end_ids(lm)
+    pad_id = ends[0] if ends else 0
+    longest = max(len(prompt) for prompt in prompts)
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.arange(longest) >= (longest - lengths)[:, None]
+    config = GenerationConfig(
+        max_new_tokens=choice.sampling.max_completion_tokens,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad_id,
+    )
+    out = _generator(lm).generate(
+        input_ids=ids.to(lm.device),
+        attention_mask=mask.long().to(lm.device),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([choice]),
+    )
+    return [_cut_at_end(row, ends) for row in out[:, longest:].tolist()]
+
+
+def _generator(lm: CausalLM) -> Any:  # noqa: ANN401 - a model and a mixin at once
+    if isinstance(lm.model, GenerationMixin):
+        return lm.model
+    raise ModelError(
+        f"{type(lm.model).__name__} cannot generate; it must be a causal language model. "
+        "Load it with AutoModelForCausalLM's classes."
+    )
+
+
+def _cut_at_end(ids: list[int], ends: Sequence[int]) -> Completion:
+    for place, token in enumerate(ids):
+        if token in ends:
+            return Completion(ids=tuple(ids[: place + 1]), truncated=False)
+    return Completion(ids=tuple(ids), truncated=True)
+
+
+@contextmanager
+def _ready(lm: CausalLM) -> Iterator[None]:
+    """Evaluation mode, and none of the sampling habits that came with the model's files."""
+    modes = [(module, module.training) for module in lm.modules()]
+    habits = lm.model.generation_config
+    lm.eval()
+    lm.model.generation_config = GenerationConfig(eos_token_id=list(end_ids(lm)) or None)
+    try:
+        yield
+    finally:
+        lm.model.generation_config = habits
+        for module, was_training in modes:
+            module.training = was_training
+
+
+def _refuse_bad_prompts(lm: CausalLM, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    room = lm.config.to_dict().get("max_position_embeddings")
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise DataError(
+                f"Prompt {row} is empty; it must hold at least one token. "
+                "Leave the row out, or use a chat template that opens the conversation."
+            )
+        wanted = len(prompt) + sampling.max_completion_tokens
+        if room is not None and wanted > room:
+            raise DataError(
+                f"Prompt {row} with its completion is up to {wanted} tokens; this model must not "
+                f"read more than {room}. Lower max_completion_tokens or drop the prompt."
+            )
