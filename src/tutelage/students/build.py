@@ -47,7 +47,7 @@ def build_student(
         student = _fresh(settings, teacher, seed=seed)
     lm = student.lm.to(device=device, dtype=dtype).eval()
     for parameter in lm.parameters():
-        parameter.requires_grad_()
+        parameter.requires_grad = True
     freeze(lm, settings.freeze)
     return replace(student, lm=lm)
 
@@ -70,7 +70,7 @@ def freeze(lm: CausalLM, patterns: Sequence[str]) -> None:
             )
             raise ConfigError(message)
         for name in matched:
-            parameters[name].requires_grad_(requires_grad=False)
+            parameters[name].requires_grad = False
     if not any(parameter.requires_grad for parameter in parameters.values()):
         message = (
             f"student.freeze is {list(patterns)}, which is every parameter; it must leave some to "
