@@ -7,7 +7,7 @@ least as good.
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.core.errors import ConfigError
@@ -52,25 +52,32 @@ def top_k_divergence(
             kept_student.log_softmax(dim=-1), kept_teacher.log_softmax(dim=-1)
         )
     if rest == "tail_bucket":
-        kept_student = torch.cat([kept_student, _student_tail(student_logp, target)], dim=-1)
-        kept_teacher = torch.cat([kept_teacher, _teacher_tail(kept_teacher)], dim=-1)
+        student_tail, teacher_tail = _tails(student_logp, ids, kept_teacher)
+        kept_student = torch.cat([kept_student, student_tail], dim=-1)
+        kept_teacher = torch.cat([kept_teacher, teacher_tail], dim=-1)
     return objective.divergence(kept_student, kept_teacher)
 
 
-def _teacher_tail(kept_logp: Float[Tensor, "*at K"]) -> Float[Tensor, "*at 1"]:
-    """The log of the mass that was not kept; rounding may leave it a hair below 0."""
-    return (1 - kept_logp.exp().sum(dim=-1, keepdim=True)).clamp(min=0).log()
+def _tails(
+    student_logp: Float[Tensor, "*at V"],
+    ids: Int[Tensor, "*at K"],
+    kept_teacher: Float[Tensor, "*at K"],
+) -> tuple[Float[Tensor, "*at 1"], Float[Tensor, "*at 1"]]:
+    """The logs of both masses outside the K ids: the student's, then the teacher's.
 
-
-def _student_tail(
-    student_logp: Float[Tensor, "*at V"], target: TopKTarget
-) -> Float[Tensor, "*at 1"]:
-    """The same for the student, summed over the rest itself, so that no digits cancel."""
-    outside = student_logp.scatter(-1, target.ids.long(), -torch.inf)
-    # A row with nothing outside would have a nan gradient.
+    The student's is summed over the rest itself, so that no digits cancel. The teacher's is what
+    is missing to 1, which rounding may leave a hair off: where nothing is outside for the student,
+    nothing is for the teacher.
+    """
+    outside = student_logp.scatter(-1, ids, -torch.inf)
     empty = (outside == -torch.inf).all(dim=-1, keepdim=True)
-    mass = torch.where(empty, 0.0, outside).logsumexp(dim=-1, keepdim=True)
-    return torch.where(empty, -torch.inf, mass)
+    # Filled first: the gradient of a logsumexp over nothing is nan.
+    student_tail = outside.masked_fill(empty, 0.0).logsumexp(dim=-1, keepdim=True)
+    teacher_tail = (1 - kept_teacher.exp().sum(dim=-1, keepdim=True)).clamp(min=0).log()
+    return (
+        student_tail.masked_fill(empty, -torch.inf),
+        teacher_tail.masked_fill(empty, -torch.inf),
+    )
 
 
 def sampled_cross_entropy(
