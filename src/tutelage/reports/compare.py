@@ -6,7 +6,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Self, final
+from typing import Annotated, Any, final
 
 from pydantic import (
     BaseModel,
@@ -49,7 +49,7 @@ class ComparedRun(BaseModel):
     """How long the run took, evaluation included."""
 
     @model_validator(mode="after")
-    def _points_have_a_step(self) -> Self:
+    def _points_have_a_step(self) -> "ComparedRun":
         for number, point in enumerate(self.curve):
             if point.get("step") is None:
                 raise ValueError(f"curve[{number}] has no step; every point must name one")
@@ -84,7 +84,7 @@ class Comparison(BaseModel):
     """Seeds asked for; the page says so where a variant has fewer, as after an interruption."""
 
     @model_validator(mode="after")
-    def _names_and_seeds_are_unique(self) -> Self:
+    def _names_and_seeds_are_unique(self) -> "Comparison":
         names = [variant.name for variant in self.variants]
         if len(set(names)) < len(names):
             raise ValueError(f"variants are named {names}; every name must be unique")

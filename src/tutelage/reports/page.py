@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -135,11 +135,12 @@ def completions(run: RunRecord) -> list[tuple[str, list[Answer]]]:
     """Prompts, each with what every model said: before, baselines, distilled, teacher, data."""
     samples: list[Sample] = [*run.samples]
     for name, baseline in run.baselines.items():
-        known = {sample.when for sample in samples}
+        if any(sample.when == name for sample in samples):
+            continue
         samples += [
             Sample(when=name, prompt=s.prompt, completion=s.completion, reference=s.reference)
             for s in baseline.samples
-            if s.when == "after" and name not in known
+            if s.when in {"after", name}
         ]
     prompts: dict[str, dict[str, str]] = {}
     references: dict[str, str] = {}
@@ -167,17 +168,22 @@ def completions(run: RunRecord) -> list[tuple[str, list[Answer]]]:
     return found
 
 
+_FACTS: Sequence[tuple[str, str, tuple[str, ...]]] = (
+    ("teacher", "Teacher", ("kind", "model")),
+    ("student", "Student", ("kind", "model", "keep_layers")),
+    ("objective", "Objective", ()),
+    ("move", "Moved target", ()),
+    ("rollouts", "Text", ("kind", "data", "source")),
+)
+"""Section of the recipe, its name, and which of its settings tell it apart (none named: all)."""
+
+
 def facts(run: RunRecord) -> list[tuple[str, str]]:
     """What was distilled into what, from the recipe."""
     found = [
         (label, said)
-        for key, label in (
-            ("teacher", "Teacher"),
-            ("student", "Student"),
-            ("objective", "Objective"),
-            ("rollouts", "Text"),
-        )
-        if (said := _in_short(run.recipe.get(key)))
+        for key, label, names in _FACTS
+        if (said := _in_short(run.recipe.get(key), names))
     ]
     if run.train:
         steps = short_count(run.train[-1]["step"])
@@ -187,14 +193,23 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     return found
 
 
-def _in_short(value: object) -> str:
+def _in_short(value: object, names: Sequence[str]) -> str:
+    """The telling settings of a section; what is off, unset or as it always is says nothing."""
     if not isinstance(value, Mapping):
         return "" if value is None else str(value)
     mapping = cast("Mapping[str, Any]", value)
-    first = [str(mapping[key]) for key in ("kind", "model") if mapping.get(key)]
-    rest = [
-        f"{key} {each}"
-        for key, each in mapping.items()
-        if key not in {"kind", "model"} and isinstance(each, int | float | str) and each != ""
-    ]
-    return ", ".join([*first, *rest][:5])
+    if mapping.get("kind") == "none":
+        return ""
+    told: list[str] = []
+    for name in names or sorted(mapping, key=lambda name: name != "kind"):
+        setting = mapping.get(name)
+        if (
+            setting is None
+            or setting in (False, "", {}, [])
+            or (name, setting) == ("temperature", 1)
+        ):
+            continue
+        bare = name in {"kind", "model", "data", "source"}
+        text = ", ".join(flat({name: setting}).values())
+        told.append(text if bare else f"{words(name).lower()} {text}")
+    return ", ".join(told)

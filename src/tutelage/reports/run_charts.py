@@ -42,7 +42,7 @@ def position_chart(run: RunRecord) -> Chart:
     """Forward KL along the completion, before, after and for each baseline."""
     curves = dict(run.positions)
     for name, baseline in run.baselines.items():
-        after = baseline.positions.get("after")
+        after = baseline.positions.get(name) or baseline.positions.get("after")
         if name not in curves and after is not None:
             curves[name] = after
     # The student comes last, so that its line lies on top.

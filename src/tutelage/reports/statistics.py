@@ -7,6 +7,7 @@ honest: at three seeds it is more than twice as wide as the normal one.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev, variance
 from typing import Literal, final
 
@@ -55,6 +56,7 @@ def t_tails(t: float, degrees: float) -> float:
     return _regularised_beta(degrees / (degrees + t * t), degrees / 2, 0.5)
 
 
+@cache
 def t_quantile(probability: float, degrees: float) -> float:
     """The t below which Student's t falls with this probability, strictly between 0 and 1."""
     if not 0 < probability < 1:
@@ -86,7 +88,7 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
     if len(values) == 1:
         return Interval(mean=mean, low=None, high=None, num_values=1)
     error = stdev(values) / math.sqrt(len(values))
-    return _interval(mean, error, len(values) - 1, level, num_values=len(values))
+    return _interval(mean, error, len(values) - 1.0, level, num_values=len(values))
 
 
 def difference(
@@ -162,7 +164,7 @@ def _paired(left: Sequence[float], right: Sequence[float], level: float) -> Diff
     same = all(
         abs(gap) <= _SAME * max(abs(a), abs(b)) for gap, a, b in zip(gaps, left, right, strict=True)
     )
-    mean, degrees = fmean(gaps), len(gaps) - 1
+    mean, degrees = fmean(gaps), len(gaps) - 1.0
     error = stdev(gaps) / math.sqrt(len(gaps))
     return Difference(
         interval=_interval(mean, error, degrees, level, num_values=len(gaps)),
