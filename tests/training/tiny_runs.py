@@ -1,10 +1,10 @@
 """Small real runs: tiny Llamas, ragged rows, a live teacher. Also a script for other processes."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tests.tiny_models import tiny_llama
 from tutelage.core.records import Prompt, Rollout
@@ -12,7 +12,7 @@ from tutelage.models.causal_lm import CausalLM
 from tutelage.objectives import Objective, from_settings
 from tutelage.rollouts.dataset import DatasetRollouts
 from tutelage.teachers.live import LiveTeacher
-from tutelage.training import Ranks, Trainer, TrainingSettings
+from tutelage.training import Event, Ranks, StepDone, StepRecord, Trainer, TrainingSettings
 
 SIZES: dict[str, Any] = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 
@@ -61,10 +61,10 @@ def settings(**overrides: Any) -> TrainingSettings:
 def trainer(
     *, data: Sequence[Rollout] | None = None, ranks: Ranks | None = None, **fields: Any
 ) -> Trainer:
-    """A trainer with everything filled in that `fields` does not give."""
+    """A trainer with everything filled in that `fields` does not give; `data` keeps its order."""
     ranks = ranks or Ranks()
     source = DatasetRollouts(
-        data or rows(), seed=3, shuffle=True, rank=ranks.rank, num_ranks=ranks.num_ranks
+        data or rows(), seed=3, shuffle=data is None, rank=ranks.rank, num_ranks=ranks.num_ranks
     )
     given: dict[str, Any] = {
         "student": student(),
@@ -79,3 +79,38 @@ def trainer(
 
 def weights(lm: CausalLM) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in lm.named_parameters()}
+
+
+def gradient_of_first_step(run: Trainer) -> dict[str, torch.Tensor]:
+    """What the real Trainer hands to the optimizer on its first step."""
+    named = dict(run.student.named_parameters())
+    found: dict[str, torch.Tensor] = {}
+
+    def look(*_: object) -> None:
+        if not found:
+            found.update({name: p.grad.clone() for name, p in named.items() if p.grad is not None})
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        run.train()
+    finally:
+        handle.remove()
+    return found
+
+
+def watched(run: Trainer, look: Callable[[StepRecord], Any]) -> list[Any]:
+    """Train, and list what `look` finds in each step."""
+    found: list[Any] = []
+
+    def hook(event: Event) -> None:
+        if isinstance(event, StepDone):
+            found.append(look(event.record))
+
+    run.hooks = [*run.hooks, hook]
+    run.train()
+    return found
+
+
+def losses(run: Trainer) -> list[float]:
+    """Train, and list the loss of each step."""
+    return watched(run, lambda record: record.totals.loss)

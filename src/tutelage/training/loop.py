@@ -12,7 +12,7 @@ from typing import Any, final
 
 import torch
 
-from tutelage.core.errors import ConfigError
+from tutelage.core.errors import ConfigError, NumericsError
 from tutelage.core.records import Rollout
 from tutelage.core.run_log import RunFolder, RunLog
 from tutelage.core.seeds import capture_globals, restore_globals
@@ -215,7 +215,11 @@ class _Run:
         t = None if self._clock is None else self._clock.t
         set_learning_rate(self._optimizer, learning_rate)
         window = self._collector.collect()
-        totals = self._stepper.step(window, t=t, stop_requested=stop_requested)
+        try:
+            totals = self._stepper.step(window, t=t, stop_requested=stop_requested)
+        except NumericsError as error:
+            message = f"Step {self._step + 1}: {error}"
+            raise NumericsError(message) from error
         if self._clock is not None:
             heard = totals.moved_cross_entropy
             self._clock.move(loss=totals.loss if heard is None else heard, step=self._step)

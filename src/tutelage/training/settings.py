@@ -1,6 +1,6 @@
 """What a run may choose about its steps; impossible choices cannot be written."""
 
-from typing import Annotated, Literal, Self, final
+from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import NonNegativeInt, PositiveInt, model_validator
@@ -71,7 +71,7 @@ class TrainingSettings(Settings):
     """The project's name in the trackers."""
 
     @model_validator(mode="after")
-    def _no_contradiction(self) -> Self:
+    def _no_contradiction(self) -> "TrainingSettings":
         complaint = self._contradiction()
         if complaint is not None:
             raise ValueError(complaint)

@@ -7,7 +7,7 @@ checkpoint from a stranger can do no more than hold wrong numbers.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,6 +21,7 @@ Tree = Any
 _KIND = "__kind__"
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """Something that changes as a run goes on, and that a checkpoint can hold."""
 

@@ -25,6 +25,9 @@ from tutelage.training.metrics import StepTotals
 from tutelage.training.ranks import Ranks
 from tutelage.training.settings import TrainingSettings
 
+_NAMED = 5
+"""Rows that an error message names, of those it counts."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +230,7 @@ class Stepper:
             raise self._blame(window, comparisons)
         grad_norm = self._ranks.clip(self._wrapped, self._settings.max_grad_norm)
         if not torch.tensor(grad_norm).isfinite():
-            raise self._blame_gradient(window, comparisons)
+            raise self._blame_gradient(window)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         measured = comparisons[0].moved_cross_entropy is not None
@@ -282,21 +285,25 @@ class Stepper:
         return self._ranks.total(torch.stack([value.double() for value in here]))
 
     def _blame(self, window: Window, comparisons: list[Comparison]) -> NumericsError:
-        """Find the first rows without a finite loss, and the model whose numbers they have."""
+        """Name the rows without a finite loss, and the model whose numbers they have."""
+        names: list[str] = []
+        culprit = ""
         for micro_batch, comparison in zip(window.micro_batches, comparisons, strict=True):
             batch = micro_batch.batch
             broken = ~comparison.per_token.isfinite() & batch.loss_mask
-            if bool(broken.any()):
-                rows: list[int] = batch.row_of[broken].unique().tolist()
-                names = ", ".join(micro_batch.name(row) for row in rows[:5])
+            rows: list[int] = batch.row_of[broken].unique().tolist()
+            names += [micro_batch.name(row) for row in rows]
+            if rows and not culprit:
                 culprit = self._culprit(batch)
-                return NumericsError(
-                    f"The loss is not finite for {len(rows)} row(s) of the step ({names}): "
-                    f"{culprit}. It must be finite. The weights have not moved and the last "
-                    "checkpoint is untouched: lower training.learning_rate, or look at those rows."
-                )
+        if not names:
+            return NumericsError(
+                "The loss is not finite on another process of this run; it must be finite. "
+                "Read its message."
+            )
         return NumericsError(
-            "The loss is not finite on another process of this run; it must be. Read its message."
+            f"The loss is not finite for {len(names)} row(s) ({_some(names)}): {culprit}. "
+            "It must be finite. The weights have not moved and the last checkpoint is untouched: "
+            "lower training.learning_rate, or look at those rows."
         )
 
     @torch.no_grad()
@@ -310,16 +317,15 @@ class Stepper:
             return "the teacher's answer is nan or infinite"
         return "both models' answers are finite, but their divergence is not"
 
-    def _blame_gradient(self, window: Window, comparisons: list[Comparison]) -> NumericsError:
+    def _blame_gradient(self, window: Window) -> NumericsError:
         named = self._module.student.named_parameters()
         broken = [n for n, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
         rows = [m.name(row) for m in window.micro_batches for row in range(m.batch.num_rows)]
-        shares = ", ".join(f"{float(c.share):.4g}" for c in comparisons[:5])
         return NumericsError(
             f"The student's gradient is not finite in {len(broken)} weight(s), the first "
-            f"{broken[0] if broken else 'unknown'}, though the loss is (shares {shares}; rows "
-            f"{', '.join(rows[:5])}). It must be finite. The weights have not moved and the last "
-            "checkpoint is untouched: lower training.learning_rate, or look at those rows."
+            f"{broken[0] if broken else 'unknown'}, though the loss is; rows {_some(rows)}. "
+            "It must be finite. The weights have not moved and the last checkpoint is untouched: "
+            "lower training.learning_rate, or look at those rows."
         )
 
 
@@ -335,3 +341,8 @@ def _labels_only(batch: TokenBatch, head: Head) -> LogitsTarget:
 def _dense(target: Target) -> HiddenTarget | LogitsTarget:
     assert isinstance(target, HiddenTarget | LogitsTarget)  # noqa: S101  no teacher makes others yet
     return target
+
+
+def _some(names: list[str]) -> str:
+    more = ", ..." if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
