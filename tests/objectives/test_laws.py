@@ -195,6 +195,17 @@ def test_positions_do_not_see_each_other_and_may_have_any_shape(case: Case) -> N
         torch.testing.assert_close((value, slope), (values[at], gradient[at]))
 
 
+@every_kind
+def test_rows_with_ruled_out_entries_are_those_of_the_definition(case: Case) -> None:
+    student, teacher = random_pair(4, 6)
+    student[1, 2] = teacher[2, 3] = student[3, 4] = teacher[3, 4] = -math.inf
+    labels, objective = labels_for(student), from_settings(case)
+    values, gradient = value_and_gradient(objective, student, teacher, labels)
+    torch.testing.assert_close(objective.rows(student, teacher, labels), values)
+    finite = values.isfinite()
+    torch.testing.assert_close(student[finite], gradient[finite])
+
+
 def test_a_target_for_other_positions_is_refused() -> None:
     student, teacher = random_pair(4, 6)
     with pytest.raises(DataError, match=r"shape \(3,\); it must be the student's \(4,\)"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.objectives.kinds import Case
+from tests.objectives.kinds import Case, each
 from tests.objectives.pairs import golden_pair, random_pair, row, value_and_gradient
 from tutelage.objectives import from_settings
 from tutelage.objectives.divergences import (
@@ -59,6 +59,14 @@ SAME: list[tuple[Case, Case]] = [
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_two_names_for_one_loss_agree_in_value_and_gradient(one: Case, other: Case) -> None:
     torch.testing.assert_close(both(one), both(other))
+
+
+@each([case for pair in SAME for case in pair])
+def test_rows_at_an_end_are_those_of_the_definition(case: Case) -> None:
+    student, teacher = random_pair(5, 6)
+    values, gradient = value_and_gradient(from_settings(case), student, teacher)
+    torch.testing.assert_close(from_settings(case).rows(student, teacher, None), values)
+    torch.testing.assert_close(student, gradient)
 
 
 NEARLY: list[tuple[Case, Case]] = [

@@ -230,6 +230,15 @@ def test_rows_are_moved_in_place_and_the_student_left_alone(move: Move) -> None:
     assert torch.equal(student, before)
 
 
+def test_rows_with_ruled_out_entries_are_moved_the_same() -> None:
+    student, teacher = random_pair(3, 6)
+    student[0, 1] = teacher[1, 2] = -math.inf
+    for move in (NoMove(), Taid(), Budget(nats=0.1), Tempered(teacher_temperature=2.0)):
+        moved, rows = move.moved(student, teacher, t=0.4), teacher.clone()
+        move.move_rows(student, rows, t=0.4)
+        torch.testing.assert_close(rows.log_softmax(-1), moved.log_softmax(-1))
+
+
 @pytest.mark.parametrize("move", [Taid(), Budget(nats=0.05)], ids=lambda move: move.kind)
 def test_a_free_student_arrives_at_the_teacher(move: Move) -> None:
     student, teacher = random_pair(2, 4, dtype=torch.float32)
