@@ -49,6 +49,7 @@ class LiveNarrator(Narrator):
             TimeRemainingColumn() if total else TextColumn(""),
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,
         )
         with progress:
             task = progress.add_task(title, total=total, note="")

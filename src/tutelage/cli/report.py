@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from tutelage import recipes
 from tutelage.cli.console import err, told_in_one_line
 from tutelage.cli.progress import LiveNarrator
-from tutelage.recipes import rebuild_page
 
 
 @told_in_one_line
@@ -16,5 +16,5 @@ def report(
 ) -> None:
     """Write the HTML page again from what the folder holds; nothing is run."""
     with LiveNarrator(err()) as narrator, narrator.stage("Writing the report"):
-        page = rebuild_page(folder)
+        page = recipes.rebuild_page(folder)
     typer.echo(f"report   {page}")

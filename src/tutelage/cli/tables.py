@@ -1,9 +1,15 @@
 """Tables of results and findings, for people."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+
+from tutelage import recipes
+
+if TYPE_CHECKING:
+    # Only for its type: importing it would import matplotlib before `--help` is out.
+    from tutelage.reports import Comparison
 
 _COLUMNS = (
     ("perplexity", "perplexity", ".2f"),
@@ -28,6 +34,29 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
             name.replace("_", " "), *numbers, style="bold" if name == "distilled" else None
         )
     return table
+
+
+def comparison_table(comparison: "Comparison") -> Table:
+    """One line a variant: the mean of each metric over the seeds, and its 95 % interval."""
+    table = Table(title=comparison.title, title_justify="left")
+    table.add_column("")
+    for name in comparison.metric_names:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("seeds", justify="right")
+    for variant in comparison.variants:
+        cells: list[str] = []
+        for name in comparison.metric_names:
+            values = [v for run in variant.runs if (v := run.final.get(name)) is not None]
+            cells.append(_mean(values))
+        table.add_row(variant.name, *cells, str(len(variant.runs)))
+    return table
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean, half = recipes.mean_and_half_width(values)
+    return f"{mean:.4g}" if half is None else f"{mean:.4g} ± {half:.2g}"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tutelage.recipes.check import check_recipe
-    from tutelage.recipes.compare import Plan, compare_recipes
+    from tutelage.recipes.compare import Plan, compare_recipes, mean_and_half_width
     from tutelage.recipes.config import (
         Recipe,
         choices,
@@ -35,6 +35,7 @@ _HOMES = {
     "examine": "doctor",
     "from_tree": "config",
     "load": "config",
+    "mean_and_half_width": "compare",
     "outline_of": "outline",
     "rebuild_page": "run",
     "run_recipe": "run",
@@ -56,6 +57,7 @@ __all__ = [
     "examine",
     "from_tree",
     "load",
+    "mean_and_half_width",
     "outline_of",
     "rebuild_page",
     "run_recipe",

@@ -1,5 +1,6 @@
 """The only place that builds objects from settings."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -82,6 +83,26 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         remember_bytes=recipe.teacher.remember_megabytes * 2**20,
     )
     return Work(tokenizer=tokenizer, rows=rows, teacher_model=model, teacher=teacher, ranks=ranks)
+
+
+@final
+class SharedWork:
+    """Keeps the last work, so that runs of one pair and one data set load and ask it once."""
+
+    def __init__(self, narrator: Narrator) -> None:
+        self.narrator = narrator
+        self._kept: tuple[str, Work] | None = None
+
+    def for_recipe(self, recipe: Recipe) -> Work:
+        """The work of a recipe: the last one where all that it is made from is the same."""
+        parts = recipe.model_dump(
+            mode="json", include={"student", "teacher", "rollouts", "evaluation"}
+        )
+        key = json.dumps([parts, recipe.training.track_with], sort_keys=True)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None
+            self._kept = (key, assemble(recipe, None, self.narrator))
+        return self._kept[1]
 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> LoadedModel:

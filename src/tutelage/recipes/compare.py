@@ -1,20 +1,22 @@
 """Several recipes, several seeds, the same work; a comparison that was interrupted goes on."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, final
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.run_log import RunFolder, read_metrics, write_json
+from tutelage.recipes.assemble import SharedWork
 from tutelage.recipes.check import check_recipe
-from tutelage.recipes.config import Recipe, to_tree, varied
+from tutelage.recipes.config import Recipe, from_tree, to_tree, varied
 from tutelage.recipes.measure import read_object
 from tutelage.recipes.narrator import Narrator, Silence
 from tutelage.recipes.run import run_recipe
 from tutelage.reports import ComparedRun, Comparison, Variant
 from tutelage.reports.comparison import write_comparison
+from tutelage.reports.statistics import mean_interval
 
 _METRICS = ("forward_kl", "top1_agreement", "perplexity", "reverse_kl")
 _LOWER_IS_BETTER = ("forward_kl", "perplexity")
@@ -64,7 +66,7 @@ class Plan:
 
     def unequal(self) -> list[str]:
         """Parts of the work in which the variants differ, for the page to admit."""
-        parts = {
+        parts: dict[str, Callable[[Recipe], object]] = {
             "rows": lambda r: (r.rollouts, r.evaluation.num_rows, r.evaluation.data),
             "student": lambda r: r.student,
             "teacher": lambda r: r.teacher,
@@ -100,9 +102,9 @@ def compare_recipes(
                 f"evaluation.num_rows is 0 in {name}; it must be 1 or more, for variants are "
                 "compared on held-out rows. Raise it."
             )
+    shared = SharedWork(narrator)
     chosen = {
-        name: _tuned(name, recipe, plan, folder, narrator)
-        for name, recipe in plan.variants.items()
+        name: _tuned(name, recipe, plan, folder, shared) for name, recipe in plan.variants.items()
     }
     runs: dict[str, list[ComparedRun]] = {name: [] for name in plan.variants}
     comparison, page = _write(plan, chosen, runs, folder) if not plan.seeds else (None, None)
@@ -111,31 +113,28 @@ def compare_recipes(
         for name, recipe in chosen.items():
             narrator.say(f"{name}, seed {seed}")
             one = folder / "runs" / name / f"seed-{seed}"
-            runs[name].append(_run(recipe, seed, one, plan, narrator))
+            runs[name].append(_run(recipe, seed, one, plan, shared))
             comparison, page = _write(plan, chosen, runs, folder)
     if comparison is None or page is None:
         raise ConfigError("seeds is empty; there must be one or more. Ask for more seeds.")
     return comparison, page
 
 
-def _tuned(
-    name: str, recipe: Recipe, plan: Plan, folder: Path, narrator: Narrator
-) -> Recipe:
+def _tuned(name: str, recipe: Recipe, plan: Plan, folder: Path, shared: SharedWork) -> Recipe:
     """The recipe with the learning rate that did best with the first seed."""
     if not plan.learning_rates:
         return recipe
     found: dict[float, float] = {}
     for rate in plan.learning_rates:
-        narrator.say(f"{name}, learning rate {rate:g}")
+        shared.narrator.say(f"{name}, learning rate {rate:g}")
         candidate = varied(recipe, {"training": {"learning_rate": rate}})
         one = folder / "tuning" / name / f"{rate:g}"
-        run = _run(candidate, plan.seeds[0], one, plan, narrator)
+        run = _run(candidate, plan.seeds[0], one, plan, shared)
         found[rate] = _score(run)
     best = min(found, key=lambda rate: found[rate])
-    tuned = {**read_object(folder / _TUNED), name: {"learning_rate": best, "tried": {
-        f"{rate:g}": score for rate, score in found.items()
-    }}}
-    write_json(folder / _TUNED, tuned)
+    tried = {f"{rate:g}": score for rate, score in found.items()}
+    told = {name: {"learning_rate": best, "tried": tried}}
+    write_json(folder / _TUNED, {**read_object(folder / _TUNED), **told})
     return varied(recipe, {"training": {"learning_rate": best}})
 
 
@@ -148,15 +147,15 @@ def _score(run: ComparedRun) -> float:
     return float("inf")
 
 
-def _run(
-    recipe: Recipe, seed: int, folder: Path, plan: Plan, narrator: Narrator
-) -> ComparedRun:
+def _run(recipe: Recipe, seed: int, folder: Path, plan: Plan, shared: SharedWork) -> ComparedRun:
     """One training, or what it left behind if it is finished."""
-    one = varied(recipe, {"seed": seed, "output": str(folder), "baselines": {}})
-    one = one.model_copy(update={"baselines": {}})
+    tree = {name: value for name, value in to_tree(recipe).items() if name != "baselines"}
+    one = from_tree({**tree, "seed": seed, "output": str(folder)})
     left = RunFolder(folder)
     if not left.summary.is_file():
-        outcome = run_recipe(one, resume=left.recipe.is_file(), narrator=narrator)
+        outcome = run_recipe(
+            one, resume=left.recipe.is_file(), work=shared.for_recipe(one), narrator=shared.narrator
+        )
         if outcome.interrupted:
             raise KeyboardInterrupt
         if not plan.keep_students:
@@ -189,9 +188,8 @@ def _write(
             f"Learning rates were chosen from {grid} for each variant, with seed {plan.seeds[0]}, "
             "on the held-out rows shown here."
         )
-    names = [
-        name for name in _METRICS if any(run.final.get(name) is not None for one in runs.values() for run in one)
-    ]
+    known = {name for one in runs.values() for run in one for name in run.final}
+    names = [name for name in _METRICS if name in known]
     comparison = Comparison(
         title=plan.title,
         metric_names=names or [_METRICS[0]],
@@ -204,6 +202,12 @@ def _write(
     )
     comparison.save(folder)
     return comparison, write_comparison(folder)
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean over seeds, and half of its 95 % t interval; None for a single value."""
+    interval = mean_interval(values)
+    return interval.mean, interval.half_width
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def run_recipe(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    work: Work | None = None,
     narrator: Narrator | None = None,
 ) -> Outcome:
     """Carry a recipe out, from its rows to a saved student and a page to open.
@@ -63,6 +64,7 @@ def run_recipe(
     Args:
         resume: go on where an earlier run in the same folder stopped; what is finished stays.
         overwrite: delete an earlier run in the same folder.
+        work: rows and teacher of an earlier run of the same recipe, to spare loading them.
 
     Raises:
         TutelageError: anything a user can mend; see `core.errors` for the family.
@@ -72,7 +74,7 @@ def run_recipe(
     folder = check_output(recipe, resume=resume, overwrite=overwrite)
     if overwrite:
         _empty(folder)
-    work = assemble(recipe, folder.root, narrator)
+    work = work or assemble(recipe, folder.root, narrator)
     _write_settings(folder, recipe)
     part = _Part(recipe=recipe, work=work, folder=folder, narrator=narrator, name="after")
     step, interrupted = _train(part, resume=resume)
@@ -260,7 +262,11 @@ def evaluate_folder(
     with narrator.stage("Loading the student"):
         loaded = load_model(str(model_folder), device=work.device)
     report = Measurer(recipe, work, loaded).report()
-    row: dict[str, Any] = {**report.numbers(), "name": "student", "num_parameters": loaded.lm.num_parameters()}
+    row: dict[str, Any] = {
+        **report.numbers(),
+        "name": "student",
+        "num_parameters": loaded.lm.num_parameters(),
+    }
     rows = [row]
     if work.teacher_model is not None:
         rows.append(

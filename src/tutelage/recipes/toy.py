@@ -12,7 +12,7 @@ from tutelage.core.seeds import seed_for
 from tutelage.models import CausalLM, LoadedModel
 from tutelage.recipes.config import ToyTeacherSettings
 
-_BEGIN, _END, _TURN, _END_OF_TURN = "<s>", "</s>", "<|turn|>", "<|end|>"
+_BEGIN, _END_OF_TURN, _PADDING, _TURN = "<s>", "<|end|>", "<|pad|>", "<|turn|>"
 _NUM_BYTES = 256
 _TEMPLATE = (
     "{% for message in messages %}"
@@ -33,8 +33,8 @@ def toy_config(settings: ToyTeacherSettings) -> LlamaConfig:
         num_key_value_heads=2,
         max_position_embeddings=1024,
         bos_token_id=_NUM_BYTES,
-        eos_token_id=_NUM_BYTES + 3,
-        pad_token_id=_NUM_BYTES + 1,
+        eos_token_id=_NUM_BYTES + 1,
+        pad_token_id=_NUM_BYTES + 2,
         tie_word_embeddings=False,
     )
 
@@ -58,7 +58,7 @@ def toy_teacher(settings: ToyTeacherSettings) -> LoadedModel:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One entry a byte, and four special ones."""
+    """One entry a byte, then four special ones with the ids that `toy_config` names."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -67,7 +67,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         bos_token=_BEGIN,
         eos_token=_END_OF_TURN,
-        pad_token=_END,
+        pad_token=_PADDING,
         additional_special_tokens=[_TURN],
     )
     tokenizer.chat_template = _TEMPLATE
