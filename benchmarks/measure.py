@@ -98,7 +98,7 @@ def machine_line() -> str:
     found = ", ".join(f"{name} {at}" for name in PACKAGES if (at := installed(name)) is not None)
     return (
         f"{_processor()}, {os.cpu_count()} cores, {_memory_gib()} GiB; "
-        f"Python {platform.python_version()}, {found}; THP_MEM_ALLOC_ENABLE=1"
+        f"Python {platform.python_version()}, {found}"
     )
 
 

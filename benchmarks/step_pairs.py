@@ -12,6 +12,11 @@ import torch
 from benchmarks.step_work import Batch, write_batches
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from tutelage.models import save_model
+from tutelage.recipes import load
+from tutelage.recipes.assemble import assemble, make_student
+from tutelage.recipes.narrator import Silence
+
 PairName = Literal["random", "demo"]
 
 VOCABULARY = 49_152
@@ -24,6 +29,8 @@ def prepare(folder: Path, *, pair: PairName, num_batches: int) -> None:
     """Write the pair and its rows into an empty folder."""
     if pair == "random":
         prepare_random(folder, num_batches=num_batches)
+    else:
+        prepare_demo(folder, num_batches=num_batches)
 
 
 def prepare_random(folder: Path, *, num_batches: int, seed: int = 0) -> None:
@@ -59,3 +66,16 @@ def random_batch(draw: random.Random) -> Batch:
         ids = [draw.randrange(10, VOCABULARY) for _ in range(length)]
         rows.append((ids[:num_prompt], ids[num_prompt:]))
     return rows
+
+
+def prepare_demo(folder: Path, *, num_batches: int) -> None:
+    """The demo's teacher, its pruned student before the first step, and the demo's rows."""
+    recipe = load("demo")
+    work = assemble(recipe, None, Silence())
+    assert work.teacher_model is not None, "the demo has a teacher"
+    student = make_student(recipe, work)
+    save_model(work.teacher_model.lm, work.tokenizer, folder / "teacher")
+    save_model(student.lm, work.tokenizer, folder / "student")
+    rows = [(list(r.prompt.student_ids), list(r.completion_ids)) for r in work.rows.training]
+    starts = range(0, num_batches * ROWS_PER_BATCH, ROWS_PER_BATCH)
+    write_batches(folder, [rows[start : start + ROWS_PER_BATCH] for start in starts])

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from benchmarks.measure import Answer, peak_bytes, reset_peak, serve, timed
 from benchmarks.step_work import (
-    ADAM,
+    BETAS,
+    EPSILON,
     LEARNING_RATE,
     MAX_GRAD_NORM,
+    WEIGHT_DECAY,
     Batch,
     StepClock,
     load,
@@ -58,18 +60,13 @@ class StepTimes(TrainerCallback):
 
     def __init__(self, clock: StepClock) -> None:
         self._clock = clock
-        self._open: Any = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._begin()
+        self._clock.begin()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self._open.__exit__(None, None, None)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._open = self._clock.step()
-        self._open.__enter__()
+        self._clock.end()
+        self._clock.begin()
 
 
 class NaiveTrainer(Trainer):
@@ -118,7 +115,10 @@ def arguments(asked: Answer, *, num_steps: int, folder: str) -> dict[str, Any]:
         "per_device_train_batch_size": 8,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
-        "weight_decay": ADAM["weight_decay"],
+        "adam_beta1": BETAS[0],
+        "adam_beta2": BETAS[1],
+        "adam_epsilon": EPSILON,
+        "weight_decay": WEIGHT_DECAY,
         "max_grad_norm": MAX_GRAD_NORM,
         "report_to": [],
         "save_strategy": "no",

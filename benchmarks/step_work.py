@@ -4,8 +4,8 @@ A folder holds the pair of models as transformers saves them, and the rows of ev
 """
 
 import json
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,9 @@ Batch = list[Row]
 
 LEARNING_RATE = 1e-4
 MAX_GRAD_NORM = 1.0
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+WEIGHT_DECAY = 0.0
 
 
 def write_batches(folder: Path, batches: Sequence[Batch]) -> None:
@@ -64,14 +66,17 @@ class StepClock:
         self.wall_seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.losses: list[float] = []
+        self._began = (0.0, 0.0)
 
-    @contextmanager
-    def step(self) -> Generator[None]:
-        """Time one step."""
-        with timed() as timing:
-            yield
-        self.wall_seconds.append(timing.wall_seconds)
-        self.cpu_seconds.append(timing.cpu_seconds)
+    def begin(self) -> None:
+        """A step begins now."""
+        self._began = (time.perf_counter(), time.process_time())
+
+    def end(self) -> None:
+        """The step that began last ends now."""
+        wall, cpu = self._began
+        self.wall_seconds.append(time.perf_counter() - wall)
+        self.cpu_seconds.append(time.process_time() - cpu)
 
     def answer(self, batches: Sequence[Batch], *, memory_bytes: int) -> Answer:
         """What a worker says: the first step apart, since it pays for lazy allocations."""

@@ -1,9 +1,11 @@
+import json
 import math
 from pathlib import Path
 
 import pytest
 from benchmarks.evidence_plan import Budget, PlannedRun
 
+from benchmarks import evidence, evidence_runs
 from benchmarks import evidence_plan as plan
 
 RUN = PlannedRun(variant="forward_kl", learning_rate=1e-4, seed=2)
@@ -80,3 +82,65 @@ def test_verdicts_tell_apart_what_separates_what_does_not_and_what_is_the_same()
     low_high, low_twin, _ = plan.verdict_lines(results, "forward_kl")
     assert low_high.endswith(", separate")
     assert low_twin.endswith(", same")
+
+
+@pytest.fixture(scope="module")
+def tiny_evidence(tmp_path_factory: pytest.TempPathFactory) -> evidence.Evidence:
+    words = "--recipe tiny --steps 3 --keep-layers 2 --tuning-rows 8 --precision fp32"
+    words += " --rates 1e-3 1e-2 --seeds 1 2 --coincidence-steps 3"
+    folder = tmp_path_factory.mktemp("evidence")
+    asked = evidence.evidence_from([*words.split(), "--folder", str(folder)])
+    evidence.run(asked)
+    return asked
+
+
+@pytest.mark.slow
+def test_csd_student_student_is_reverse_kl_and_forward_kl_is_not(
+    tiny_evidence: evidence.Evidence,
+) -> None:
+    same = json.loads(tiny_evidence.coincidence_path.read_text())
+    gap = same["concrete_score_ss_against_reverse_kl"]["relative_weight_difference"]
+    real = same["forward_kl_against_reverse_kl"]["relative_weight_difference"]
+    assert gap < 1e-12
+    assert real > 1e-4
+    losses = same["losses"]
+    assert losses["concrete_score_ss"] != pytest.approx(losses["forward_kl"])
+
+
+@pytest.mark.slow
+def test_every_variant_had_the_same_tokens_and_the_page_is_there(
+    tiny_evidence: evidence.Evidence,
+) -> None:
+    results = [
+        plan.finished(evidence.work_folder(tiny_evidence.folder), run, tiny_evidence.budget)
+        for run in plan.tuning_runs(list(plan.VARIANTS), tiny_evidence.budget)
+    ]
+    assert len({result["trained_tokens"] for result in results if result}) == 1
+    assert (tiny_evidence.folder / "compare.json").is_file()
+    assert "concrete_score_ts" in (tiny_evidence.folder / "evidence.md").read_text()
+
+
+@pytest.mark.slow
+def test_after_a_kill_only_what_is_missing_is_run_again(
+    tiny_evidence: evidence.Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (tiny_evidence.folder / "evidence.md").read_text()
+    lost = next((tiny_evidence.folder / "runs").glob("taid_linear/*/seed-2/result.json"))
+    lost.write_text(lost.read_text()[:30])
+    done: list[str] = []
+    train = evidence_runs.Workbench.run
+
+    def counted(self, run, *, judge):
+        done.append(run.name)
+        return train(self, run, judge=judge)
+
+    monkeypatch.setattr(evidence_runs.Workbench, "run", counted)
+    after = evidence.run(tiny_evidence)
+    assert done == [str(lost.parent.relative_to(tiny_evidence.folder / "runs"))]
+    # The run that was lost ends where it ended before; only its seconds are new.
+    assert numbers_of(after) == numbers_of(before)
+
+
+def numbers_of(text: str) -> list[str]:
+    rows = [line.split("|")[:-2] for line in text.splitlines() if line.startswith("| ")]
+    return ["|".join(row) for row in rows]

@@ -1,0 +1,96 @@
+"""A step as this package takes it: the public Trainer on rows laid end to end."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from benchmarks.measure import Answer, peak_bytes, reset_peak, serve
+from benchmarks.step_work import (
+    BETAS,
+    EPSILON,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    WEIGHT_DECAY,
+    Batch,
+    StepClock,
+    load,
+    read_batches,
+)
+
+from tutelage.core.records import Prompt, Rollout
+from tutelage.models import CausalLM
+from tutelage.objectives import from_settings
+from tutelage.rollouts import DatasetRollouts
+from tutelage.teachers import LiveTeacher
+from tutelage.training import Event, Started, StepDone, Trainer, TrainingSettings
+
+
+class StepEnds:
+    """Ends one step and begins the next where the trainer says that a step is done."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self._clock = clock
+
+    def __call__(self, event: Event) -> None:
+        """Listen to the trainer."""
+        match event:
+            case Started():
+                self._clock.begin()
+            case StepDone(record=record):
+                self._clock.losses.append(record.totals.loss)
+                self._clock.end()
+                self._clock.begin()
+            case _:
+                pass
+
+
+def settings_of(asked: Answer, batches: list[Batch]) -> TrainingSettings:
+    """The peers' optimizer and rows; the rest stays as our users get it."""
+    return TrainingSettings(
+        num_steps=len(batches),
+        rows_per_step=len(batches[0]),
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        max_grad_norm=MAX_GRAD_NORM,
+        precision=asked["precision"],
+        loss_logits=asked.get("logits", "auto"),
+        betas=BETAS,
+        epsilon=EPSILON,
+        weight_decay=WEIGHT_DECAY,
+    )
+
+
+def rollouts_of(batches: list[Batch]) -> list[Rollout]:
+    """The rows in the order in which every implementation reads them."""
+    return [
+        Rollout(prompt=Prompt(student_ids=tuple(prompt)), completion_ids=tuple(completion))
+        for batch in batches
+        for prompt, completion in batch
+    ]
+
+
+def work(asked: Answer) -> Answer:
+    """Load, forget the memory peak, train."""
+    torch.set_num_threads(asked["threads"])
+    folder = Path(asked["folder"])
+    batches = read_batches(folder, num_steps=asked["num_steps"])
+    half = asked["precision"] == "bf16"
+    student = CausalLM(load(folder / "student", dtype=torch.float32))
+    teacher = CausalLM(load(folder / "teacher", dtype=torch.bfloat16 if half else torch.float32))
+    clock = StepClock()
+    held = reset_peak()
+    Trainer(
+        student=student,
+        teacher=LiveTeacher(teacher),
+        objective=from_settings({"kind": "forward_kl"}),
+        rollouts=DatasetRollouts(rollouts_of(batches), shuffle=False),
+        settings=settings_of(asked, batches),
+        hooks=[StepEnds(clock)],
+    ).train()
+    return clock.answer(batches, memory_bytes=peak_bytes() - held)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worker", required=True)
+    serve(work, parser.parse_args().worker)
