@@ -10,7 +10,7 @@ from tutelage.core.run_log import RunFolder
 from tutelage.objectives import MoveSettings, NoMove, Objective, ObjectiveSettings, Taid
 from tutelage.objectives.moved_targets import taid
 from tutelage.objectives.union import WeightedSum
-from tutelage.recipes.config import Recipe
+from tutelage.recipes.config import Recipe, baseline
 from tutelage.students import FreshStudent, PrunedStudent
 from tutelage.training import needs_teacher
 
@@ -32,6 +32,13 @@ def check_recipe(recipe: Recipe) -> None:
 
 def contradictions(recipe: Recipe) -> Iterator[str]:
     """One line each: the dotted path, what it is, what it must be, what to do."""
+    yield from _of_one(recipe)
+    for name in recipe.baselines:
+        for line in _of_one(baseline(recipe, name)):
+            yield f"baselines.{name}.{line}"
+
+
+def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from _of_teacher(recipe)
     yield from _of_move(recipe.objective, recipe.move)
     yield from _of_evaluation(recipe)

@@ -80,7 +80,6 @@ def run_recipe(
     step, interrupted = _train(part, resume=resume)
     for name in () if interrupted else recipe.baselines:
         inner = baseline(recipe, name)
-        check_recipe(inner)
         inner_folder = folder.baseline(name)
         inner_folder.create()
         _write_settings(inner_folder, inner)
