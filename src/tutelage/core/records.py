@@ -50,12 +50,12 @@ class View:
     L tokens, B rows, N trained completion tokens.
     """
 
-    input_ids: Int[Tensor, "L"]
-    position_ids: Int[Tensor, "L"]
+    input_ids: Int[Tensor, " L"]
+    position_ids: Int[Tensor, " L"]
     """Starts again at 0 with every row."""
     row_starts: Int[Tensor, "B_plus_1"]
     """Where each row begins; the last entry is L."""
-    predicts: Int[Tensor, "N"]
+    predicts: Int[Tensor, " N"]
     """For each trained token, the index into L of the position whose output predicts it."""
 
 
@@ -67,13 +67,13 @@ class TokenBatch:
     student: View
     teacher: View
     """The same object as `student` when both read the same prompts."""
-    labels: Int[Tensor, "N"]
+    labels: Int[Tensor, " N"]
     """The trained completion tokens themselves."""
-    loss_mask: Bool[Tensor, "N"]
+    loss_mask: Bool[Tensor, " N"]
     """True where trained. Rows of N that are False are scored but weigh nothing."""
-    row_of: Int[Tensor, "N"]
+    row_of: Int[Tensor, " N"]
     """The row (0 to B-1) that each of the N tokens belongs to."""
-    offset_in_row: Int[Tensor, "N"]
+    offset_in_row: Int[Tensor, " N"]
     """The token's place inside its completion, from 0."""
     keys: tuple[str, ...]
     """One content hash a row: prompt ids, completion ids, for each view."""

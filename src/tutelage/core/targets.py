@@ -16,7 +16,7 @@ class Head:
     """
 
     weight: Float[Tensor, "V D"]
-    bias: Float[Tensor, "V"] | None = None
+    bias: Float[Tensor, " V"] | None = None
     scale: float = 1.0
     """Multiplies the logits (Cohere, Granite divide by a constant: give its inverse)."""
     softcap: float | None = None
@@ -44,7 +44,7 @@ class HiddenTarget:
 
     hidden: Float[Tensor, "N W"]
     head: Head
-    labels: Int[Tensor, "N"] | None = None
+    labels: Int[Tensor, " N"] | None = None
 
 
 @final
