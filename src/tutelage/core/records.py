@@ -53,7 +53,7 @@ class View:
     input_ids: Int[Tensor, " L"]
     position_ids: Int[Tensor, " L"]
     """Starts again at 0 with every row."""
-    row_starts: Int[Tensor, "B_plus_1"]
+    row_starts: Int[Tensor, " B_plus_1"]
     """Where each row begins; the last entry is L."""
     predicts: Int[Tensor, " N"]
     """For each trained token, the index into L of the position whose output predicts it."""

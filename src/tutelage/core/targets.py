@@ -10,7 +10,9 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The last linear map of a language model: logits = softcap(scale * (hidden @ weight.T + bias)).
+    """The last linear map of a language model.
+
+        logits = softcap(scale * (hidden @ weight.T + bias))
 
     The weight may be tied to the input embedding; it is never copied here.
     """
