@@ -1,17 +1,16 @@
-# pyright: basic
+# pyright: basic, reportAttributeAccessIssue=false
 """The fused loss as autograd sees it."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
 from tutelage.objectives.fused.driver import (
-    Gradients,
     Problem,
     Wanted,
     differentiate,
@@ -85,20 +84,7 @@ class _Call:
         )
 
 
-class _Context(Protocol):
-    """What autograd hands to both passes."""
-
-    needs_input_grad: tuple[bool, ...]
-    saved_tensors: tuple[Tensor, ...]
-    gradients: Gradients | None
-    call: _Call
-
-    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
-
-    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
-
-
-def _wanted(ctx: _Context) -> Wanted:
+def _wanted(ctx: FunctionCtx) -> Wanted:
     _, hidden, weight, bias = ctx.needs_input_grad
     return Wanted(hidden=hidden, weight=weight, bias=bias)
 
@@ -111,7 +97,7 @@ def _weighted_sum(per_token: Float[Tensor, " N"], weights: Float[Tensor, " N"]) 
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: _Context, call: _Call, hidden: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: FunctionCtx, call: _Call, hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         assert call.token_weights is not None  # noqa: S101  fused_loss always gives them
         problem, wanted = call.problem(hidden, weight, bias), _wanted(ctx)
@@ -127,7 +113,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             message = (
                 "The fused loss was differentiated a second time; its gradients are made in the "
@@ -148,15 +134,15 @@ class _Loss(torch.autograd.Function):
 class _PerToken(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: _Context, call: _Call, hidden: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: FunctionCtx, call: _Call, hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         ctx.call = call
-        ctx.save_for_backward(hidden, weight, bias)
+        ctx.save_for_backward(hidden, weight, bias)  # pyright: ignore[reportArgumentType]  None is fine
         return evaluate(call.problem(hidden, weight, bias), call.objective.rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.call.problem(*ctx.saved_tensors)
         _, made = differentiate(problem, ctx.call.objective.rows, upstream, _wanted(ctx))
         return None, made.hidden, made.weight, made.bias
