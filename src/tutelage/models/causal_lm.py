@@ -34,6 +34,7 @@ class CausalLM(nn.Module):
         cast(nn.Embedding, embedding).padding_idx = None
         self.model = model
         self.layout: Layout = layout
+        self.training = model.training
 
     def hidden(self, view: View) -> Float[Tensor, "L D"]:
         """The last hidden state of every token, after the final norm; no logits are computed."""

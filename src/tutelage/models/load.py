@@ -4,10 +4,9 @@ Weights are read from safetensors only, code that comes with a model is not run,
 the files do not hold is an error rather than a random number.
 """
 
-import io
 import json
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
@@ -23,12 +22,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import logging as chatter
 
 from tutelage.core.errors import ModelError, TutelageError
 from tutelage.models.anatomy import anatomy_of
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.gguf_files import converted_folder, converted_or_file, find_in_package
+from tutelage.models.quiet import quiet
 
 PACKAGE_PREFIX = "package:"
 
@@ -79,7 +78,7 @@ def load_model(
         )
     _check_complete(source, told)
     tokenizer = _tokenizer(source, where, options)
-    lm = CausalLM(model.eval()).to(device)
+    lm = CausalLM(model).eval().to(device)
     return LoadedModel(lm=lm, tokenizer=tokenizer, source=source)
 
 
@@ -100,21 +99,6 @@ def load_tokenizer(
     where, gguf = _light_place(source)
     options = _options(source, where, revision=revision, trust_remote_code=trust_remote_code)
     return _tokenizer(source, where, {**options, **gguf})
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Keep transformers' log lines and progress bars off the screen for a while."""
-    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error()
-    chatter.disable_progress_bar()
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        chatter.set_verbosity(level)
-        if bars:
-            chatter.enable_progress_bar()
 
 
 def _place(source: str, dtype: torch.dtype) -> str:
@@ -148,7 +132,7 @@ def _gguf_file(source: str) -> Path | None:
 
 def _folder_or_name(source: str) -> str:
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         if not (path / "config.json").is_file():
             message = (
                 f"The model folder {source} has no config.json; it must be a folder written by "

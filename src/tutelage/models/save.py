@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.core.errors import OutputError
 from tutelage.models.causal_lm import CausalLM
+from tutelage.models.quiet import quiet
 
 
 def save_model(lm: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
@@ -46,8 +47,9 @@ def save_model(lm: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | P
 
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """`save_pretrained` of both into a folder that exists, flushed to the disk."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -34,14 +34,13 @@ def fresh_config(base: PretrainedConfig, changes: Mapping[str, Any]) -> Pretrain
             raise ConfigError(message)
     named = {base.attribute_map.get(name, name): value for name, value in changes.items()}
     written = {**_without_layer_lists(base, written, named), **named}
-    head_dim = _head_dim(base, written)
-    if head_dim is not None and "head_dim" not in named:
-        written["head_dim"] = head_dim
     for name in ("quantization_config", "architectures", "transformers_version", "model_type"):
         written.pop(name, None)
     try:
+        if "head_dim" not in named:
+            written |= _head_dim(base, written)
         return type(base)(**written)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         message = (
             f"student.config is {dict(changes)}; it must make a valid {base.model_type} config "
@@ -76,9 +75,9 @@ def _without_layer_lists(
     }
 
 
-def _head_dim(base: PretrainedConfig, written: Mapping[str, Any]) -> int | None:
+def _head_dim(base: PretrainedConfig, written: Mapping[str, Any]) -> dict[str, int]:
     """Width / heads, where the base has it so and says it in so many words."""
     says = cast(int | None, getattr(base, "head_dim", None))
     if "head_dim" not in written or says != base.hidden_size // base.num_attention_heads:
-        return None
-    return written["hidden_size"] // written["num_attention_heads"]
+        return {}
+    return {"head_dim": written["hidden_size"] // written["num_attention_heads"]}
