@@ -91,8 +91,8 @@ REFUSED: list[tuple[Case, str]] = [
     ({"kind": "forward_lk"}, r"^objective\.kind is forward_lk; .* Did you mean forward_kl\?$"),
     ({"kind": "zzz"}, r"^objective\.kind is zzz; it must be one of forward_kl.*weighted_sum\.$"),
     (
-        {"kind": "jsd", "temprature": 2},
-        r"^objective\.temprature is not a setting of jsd, .*Did you mean temperature\?$",
+        {"kind": "jsd", "temperatures": 2},
+        r"^objective\.temperatures is not a setting of jsd, .*Did you mean temperature\?$",
     ),
     (
         {"kind": "jsd", "beta": 0.5},
@@ -135,8 +135,8 @@ REFUSED: list[tuple[Case, str]] = [
         r"^objective\.parts\.0\.objective\.kind is kld; it must be one of",
     ),
     (
-        {"kind": "weighted_sum", "parts": [{**ONE_PART, "wieght": 1}]},
-        r"^objective\.parts\.0\.wieght is not a setting",
+        {"kind": "weighted_sum", "parts": [{**ONE_PART, "weights": 1}]},
+        r"^objective\.parts\.0\.weights is not a setting",
     ),
 ]
 
