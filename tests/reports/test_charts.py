@@ -65,6 +65,9 @@ def test_smoothing_is_the_mean_of_the_last_points_and_skips_nan() -> None:
     found = smoothed(line(1, 3, NAN, 5, 9), width=2)
     assert list(found.y) == [1, 2, 3, 5, 7]
     assert math.isnan(smoothed(line(NAN, 1), width=3).y[0])
+    few = smoothed(line(*range(1000)), width=3, most=10)
+    assert list(few.x) == [*range(0, 1000, 100), 999]
+    assert few.y[-1] == 998
 
 
 def test_a_nan_cuts_a_line_and_a_point_between_two_gaps_becomes_a_dot() -> None:

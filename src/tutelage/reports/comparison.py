@@ -47,25 +47,27 @@ def write_comparison(folder: Path) -> Path:
         OutputError: the folder cannot be written.
     """
     comparison = Comparison.load(folder)
-    charts = [curve_chart(comparison, name) for name in comparison.metric_names]
-    charts = [chart for chart in charts if not chart.is_empty]
+    path = folder / "compare.html"
+    write_page(path, comparison_text(comparison))
+    save_figures(curve_charts(comparison), folder / "plots")
+    return path
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """The page itself."""
     metrics = [compared_metric(comparison, name) for name in comparison.metric_names]
-    text = render(
+    return render(
         "compare.html.j2",
         comparison=comparison,
         lead=lead(comparison, metrics[0]),
         gaps=missing_seeds(comparison),
         roles={v.name: variant_role(i) for i, v in enumerate(comparison.variants)},
         metrics=metrics,
-        panels=[draw(chart) for chart in charts],
+        panels=[draw(chart) for chart in curve_charts(comparison)],
         settings=settings_that_differ(comparison.variants),
         said=SAID,
         runs=every_run(comparison),
     )
-    path = folder / "compare.html"
-    write_page(path, text)
-    save_figures(charts, folder / "plots")
-    return path
 
 
 @final
@@ -176,7 +178,7 @@ def compared_pairs(name: str, values: Values, ranked: Sequence[str]) -> list[Pai
             p_text=_p_text(gap.p_value),
             verdict=verdict,
             span=_pair_span(gap.interval, axis),
-            zero=100 * axis.share(0),
+            zero=100 * axis.share(0.0),
         )
         for (a, b), gap, verdict in zip(pairs, gaps, found, strict=True)
     ]
@@ -225,6 +227,12 @@ def missing_seeds(comparison: Comparison) -> list[str]:
         if good < planned:
             told.append(f"{variant.name} has {good} of {planned} seeds with a finite {first}.")
     return told
+
+
+def curve_charts(comparison: Comparison) -> list[Chart]:
+    """One chart for each metric that was measured on the way."""
+    charts = [curve_chart(comparison, name) for name in comparison.metric_names]
+    return [chart for chart in charts if not chart.is_empty]
 
 
 def curve_chart(comparison: Comparison, name: str) -> Chart:

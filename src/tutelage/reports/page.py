@@ -34,13 +34,19 @@ def write_report(run_folder: Path) -> Path:
         OutputError: the folder cannot be written.
     """
     run = read_run(run_folder)
-    rows = summary_rows(run)
-    charts = {axis: run_charts(run, axis) for axis in axes(run)}
+    path = run_folder / "report.html"
+    write_page(path, report_text(run))
+    charts = [chart for axis in axes(run) for chart in run_charts(run, axis)]
     positions = position_chart(run)
-    everything = [chart for each in charts.values() for chart in each]
-    if not positions.is_empty:
-        everything.append(positions)
-    text = render(
+    save_figures(charts if positions.is_empty else [*charts, positions], run_folder / "plots")
+    return path
+
+
+def report_text(run: RunRecord) -> str:
+    """The page itself."""
+    rows = summary_rows(run)
+    positions = position_chart(run)
+    return render(
         "report.html.j2",
         title=run.title,
         run=run,
@@ -49,18 +55,12 @@ def write_report(run_folder: Path) -> Path:
         tiles=tiles(rows),
         bars=bars(run, rows),
         table=table(run, rows),
-        panels={axis: [draw(chart) for chart in each] for axis, each in charts.items()},
+        panels={axis: [draw(chart) for chart in run_charts(run, axis)] for axis in axes(run)},
         positions=None if positions.is_empty else draw(positions),
         tokens=token_view(run),
         completions=completions(run),
         versions=flat(run.versions),
-        plain=plain,
-        percent=percent,
     )
-    path = run_folder / "report.html"
-    write_page(path, text)
-    save_figures(everything, run_folder / "plots")
-    return path
 
 
 def write_page(path: Path, text: str) -> None:
@@ -203,11 +203,10 @@ def _in_short(value: object, names: Sequence[str]) -> str:
     told: list[str] = []
     for name in names or sorted(mapping, key=lambda name: name != "kind"):
         setting = mapping.get(name)
-        if (
-            setting is None
-            or setting in (False, "", {}, [])
-            or (name, setting) == ("temperature", 1)
-        ):
+        # An equality would also drop a zero, which is a choice.
+        if setting is None or setting is False or setting in ("", {}, []):
+            continue
+        if (name, setting) == ("temperature", 1):
             continue
         bare = name in {"kind", "model", "data", "source"}
         text = ", ".join(flat({name: setting}).values())

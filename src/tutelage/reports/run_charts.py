@@ -143,7 +143,7 @@ def _with_means(lines: Sequence[Line]) -> list[Line]:
             continue
         raw = Line(name=line.name, role=line.role, x=line.x, y=line.y, faint=True)
         mean = smoothed(line, width=min(200, max(5, len(line.x) // 40)))
-        drawn += [thinned(raw), thinned(mean)]
+        drawn += [thinned(raw), mean]
     return drawn
 
 

@@ -173,13 +173,18 @@ def thinned(line: Line, most: int = MOST_POINTS) -> Line:
     return replace(line, x=[line.x[i] for i in order], y=[line.y[i] for i in order])
 
 
-def smoothed(line: Line, *, width: int) -> Line:
-    """The mean of the last points, up to `width` of them, at each point; NaNs do not count."""
+def smoothed(line: Line, *, width: int, most: int = MOST_POINTS) -> Line:
+    """The mean of the last points, up to `width` of them, at no more than about `most` places.
+
+    NaNs do not count; a mean of nothing but NaNs is a gap.
+    """
+    last = len(line.y) - 1
+    places = sorted({*range(0, last + 1, math.ceil(len(line.y) / most)), last})
     smooth: list[float] = []
-    for end in range(1, len(line.y) + 1):
-        window = [y for y in line.y[max(0, end - width) : end] if math.isfinite(y)]
+    for place in places:
+        window = [y for y in line.y[max(0, place + 1 - width) : place + 1] if math.isfinite(y)]
         smooth.append(fmean(window) if window else math.nan)
-    return replace(line, y=smooth)
+    return replace(line, x=[line.x[place] for place in places], y=smooth)
 
 
 def pieces(line: Line) -> list[list[tuple[float, float]]]:
