@@ -1,4 +1,4 @@
-"""Tiny random transformers models and a byte-level tokenizer, built in memory: nothing is downloaded.
+"""Tiny random transformers models and a byte-level tokenizer, built in memory, no downloads.
 
 The default vocabulary is the byte tokenizer's, so any model here can be used with it.
 """
