@@ -330,5 +330,7 @@ def test_a_schedule_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
 def test_taid_settings_are_the_papers_by_default_and_take_auto() -> None:
     move = Taid()
     assert (move.t_start, move.t_end, move.alpha, move.momentum) == (0.4, 1.0, 5e-4, 0.99)
-    assert Taid(alpha="auto").alpha == "auto"
+    assert Taid(schedule="adaptive", alpha="auto", rate=2.0).alpha == "auto"
+    assert Taid(schedule="exponential", rate=2.0).rate == 2
+    assert Taid(schedule="constant", t_start=0.5).t_start == 0.5
     assert Taid(t_start=0.5, t_end=0.5).t_end == 0.5
