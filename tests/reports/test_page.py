@@ -1,6 +1,9 @@
 """The page of a run: complete, closed to the outside, and safe from what it shows."""
 
 import re
+import subprocess
+import sys
+import zipfile
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -234,7 +237,11 @@ def test_facts_tell_what_was_distilled_and_leave_out_what_is_off(tmp_path: Path)
     ]
 
 
-def test_templates_style_and_script_ship_inside_the_package() -> None:
-    inside = {entry.name for entry in (files("tutelage.reports") / "templates").iterdir()}
-    expected = {"report.html.j2", "compare.html.j2", "parts.html.j2", "page.css", "page.js"}
-    assert expected <= inside
+def test_the_wheel_carries_templates_style_and_script(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "/reports/" in name}
+    assert {entry.name for entry in (files("tutelage.reports") / "templates").iterdir()} <= inside
+    assert {"report.html.j2", "compare.html.j2", "parts.html.j2", "page.css", "page.js"} <= inside

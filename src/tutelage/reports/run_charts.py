@@ -12,7 +12,7 @@ from tutelage.reports.run_folder import Point, RunRecord
 
 Axis = Literal["step", "seconds"]
 
-_NOISY = 60
+_NOISY = 100
 """From this many training points on, a mean is drawn over the raw line."""
 
 
@@ -142,7 +142,7 @@ def _with_means(lines: Sequence[Line]) -> list[Line]:
             drawn.append(line)
             continue
         raw = Line(name=line.name, role=line.role, x=line.x, y=line.y, faint=True)
-        mean = smoothed(line, width=min(200, max(5, len(line.x) // 40)))
+        mean = smoothed(line, width=min(200, max(4, len(line.x) // 40)))
         drawn += [thinned(raw), mean]
     return drawn
 
