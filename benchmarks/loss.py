@@ -1,0 +1,276 @@
+"""The fused loss beside its floor, plain full logits, TRL and Liger, on the same tensors.
+
+    python -m benchmarks.loss --quick              one round of a small shape, one thread
+    python -m benchmarks.loss                      three rounds, fp32 and bf16, one and all threads
+    python -m benchmarks.loss --kind jsd           another divergence
+    python -m benchmarks.loss --objectives         every objective of ours beside forward KL
+    python -m benchmarks.loss --growth             memory and time as the tokens grow
+
+It needs `pip install -e '.[benchmarks]'`; what is not installed is left out and said so. A process
+for each implementation, rounds interleaved, peak memory over the loaded inputs with gradients
+included, errors of loss and gradients against float64 on a slice beside every time.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from benchmarks.measure import (
+    RESULTS,
+    Answer,
+    Job,
+    in_short,
+    installed,
+    interleaved,
+    machine_line,
+    markdown_table,
+    median_of,
+    write_results,
+)
+
+MIB = 2**20
+FLOOR = "four matmuls alone"
+COLUMNS = (
+    *("implementation", "s", "cpu s", "x floor", "first s", "memory MiB", "x memory"),
+    *("loss error", "gradient error", "near: loss error", "near: gradient error"),
+)
+NOTES = """\
+{tokens} tokens, vocabulary {entries}, width {width}, {dtype}, {kind}, {threads} thread(s);
+{rounds} interleaved rounds of {repeats}, medians. Memory: peak over the loaded inputs, gradients
+included. Errors: relative, against float64 on a slice; near: with a student that is almost the
+teacher; gradient: of the student's hidden states. The floor moved by a factor of {spread} between
+rounds.
+Machine: {machine}; huge pages for all (THP_MEM_ALLOC_ENABLE=1)."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """One row of the table."""
+
+    name: str
+    implementation: str
+    package: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    dtypes: tuple[str, ...] = ("fp32", "bf16")
+
+
+PEERS = (
+    Implementation(name=FLOOR, implementation="floor"),
+    Implementation(name="ours", implementation="ours", dtypes=("fp32",)),
+    *(
+        Implementation(
+            name=f"ours, {logits} logits",
+            implementation="ours",
+            settings={"options": {"logits": logits}},
+            dtypes=("bf16",),
+        )
+        for logits in ("native", "split")
+    ),
+    Implementation(name="plain full logits", implementation="naive"),
+    Implementation(name="TRL GKD generalized_jsd_loss", implementation="trl_gkd", package="trl"),
+    Implementation(
+        name="TRL ChunkedDivergenceFunction", implementation="trl_chunked", package="trl"
+    ),
+    *(
+        Implementation(
+            name=f"Liger chunked, {how}",
+            implementation="liger",
+            package="liger-kernel",
+            settings={"compiled": how == "compiled"},
+        )
+        for how in ("eager", "compiled")
+    ),
+)
+
+OBJECTIVES: tuple[Mapping[str, Any], ...] = (
+    *({"kind": kind} for kind in ("forward_kl", "reverse_kl", "jeffreys", "symmetric_kl", "jsd")),
+    *({"kind": kind} for kind in ("skew_forward_kl", "skew_reverse_kl", "total_variation")),
+    *({"kind": kind} for kind in ("alpha_beta", "adaptive_kl", "amid", "todi", "direct_logit")),
+    {"kind": "direct_logit", "weight": "teacher", "normalisation": "mean"},
+    {"kind": "concrete_score"},
+    {"kind": "concrete_score", "weights": ["teacher", "student"]},
+    {"kind": "concrete_score", "weights": ["uniform", "student"]},
+    {"kind": "concrete_score", "mixture": 0.15},
+    {"kind": "cross_entropy"},
+    {"kind": "cross_entropy", "labels": "teacher"},
+    {
+        "kind": "weighted_sum",
+        "parts": [
+            {"weight": 0.5, "objective": {"kind": "forward_kl"}},
+            {"weight": 0.5, "objective": {"kind": "cross_entropy"}},
+        ],
+    },
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one call of this script measures."""
+
+    tokens: tuple[int, ...]
+    entries: int
+    width: int
+    dtypes: tuple[str, ...]
+    kind: str
+    objectives: bool
+    threads: tuple[int, ...]
+    num_rounds: int
+    repeats: int
+    only: str
+    folder: Path
+
+
+def rows_of(plan: Plan, dtype: str) -> list[Implementation]:
+    """Everything that is asked for and installed."""
+    if plan.objectives:
+        return [
+            Implementation(name=_in_words(o), implementation="ours", settings={"objective": o})
+            for o in OBJECTIVES
+        ]
+    missing = {p.package for p in PEERS if p.package and installed(p.package) is None}
+    for package in sorted(missing):
+        print(f"{package} is not installed: pip install -e '.[benchmarks]'", file=sys.stderr)
+    return [
+        peer
+        for peer in PEERS
+        if dtype in peer.dtypes and peer.package not in missing and plan.only in peer.name
+    ]
+
+
+def _in_words(objective: Mapping[str, Any]) -> str:
+    rest = ", ".join(f"{k} {v}" for k, v in objective.items() if k not in ("kind", "parts"))
+    return f"{objective['kind']} ({rest})" if rest else objective["kind"]
+
+
+def measure(plan: Plan, *, tokens: int, dtype: str, threads: int) -> dict[str, list[Answer]]:
+    """All rows of one table."""
+    shape = {"tokens": tokens, "entries": plan.entries, "width": plan.width, "dtype": dtype}
+    jobs = [
+        Job(
+            name=row.name,
+            module="benchmarks.loss_work",
+            request={
+                **shape,
+                "kind": plan.kind,
+                "repeats": plan.repeats,
+                "implementation": row.implementation,
+                "compiled": False,
+                **row.settings,
+            },
+            threads=threads,
+            # Well above the machine's memory, which mappings exceed.
+            memory_bytes=2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        )
+        for row in rows_of(plan, dtype)
+    ]
+    return interleaved(jobs, num_rounds=plan.num_rounds)
+
+
+def table_of(answers: Mapping[str, Sequence[Answer]]) -> str:
+    """Medians; ratios to the first row, which is the floor, or forward KL among objectives."""
+    first = next(iter(answers.values()), ())
+    ours = next((given for name, given in answers.items() if name.startswith("ours")), first)
+    rows: list[list[str]] = []
+    for name, given in answers.items():
+        failed = next((answer["error"] for answer in given if "error" in answer), None)
+        wall, memory = median_of(given, "wall_seconds"), median_of(given, "memory_bytes")
+        cpu = median_of(given, "cpu_seconds")
+        found = [
+            wall,
+            cpu,
+            # CPU seconds, which neighbours disturb less, as both do the same kind of work.
+            cpu / median_of(first, "cpu_seconds"),
+            median_of(given, "first_seconds"),
+            memory / MIB,
+            memory / median_of(ours, "memory_bytes"),
+            *(median_of(given, key) for key in ("loss_error", "hidden_error")),
+            *(median_of(given, key) for key in ("near_loss_error", "near_hidden_error")),
+        ]
+        label = name if failed is None else f"{name}: {failed}"
+        rows.append([label, *(in_short(number) for number in found)])
+    return markdown_table(COLUMNS, rows)
+
+
+def spread_of(answers: Mapping[str, Sequence[Answer]]) -> float:
+    """Slowest over fastest round of the first row: 1 on a quiet machine."""
+    first = next(iter(answers.values()), ())
+    walls = [answer["wall_seconds"] for answer in first if "wall_seconds" in answer]
+    return max(walls) / min(walls) if walls else float("nan")
+
+
+def run(plan: Plan) -> str:
+    """Measure everything the plan asks for; returns the Markdown and keeps it with the numbers."""
+    reports: list[str] = []
+    results: dict[str, Any] = {"machine": machine_line()}
+    name = "loss-objectives" if plan.objectives else f"loss-{plan.kind}-{plan.entries}"
+    for dtype in plan.dtypes:
+        for threads in plan.threads:
+            for tokens in plan.tokens:
+                answers = measure(plan, tokens=tokens, dtype=dtype, threads=threads)
+                title = f"{tokens} x {plan.entries}, width {plan.width}, {dtype}, {plan.kind}"
+                notes = NOTES.format(
+                    tokens=tokens,
+                    entries=plan.entries,
+                    width=plan.width,
+                    dtype=dtype,
+                    kind="every objective" if plan.objectives else plan.kind,
+                    threads=threads,
+                    rounds=plan.num_rounds,
+                    repeats=plan.repeats,
+                    spread=in_short(spread_of(answers)),
+                    machine=machine_line(),
+                )
+                results[f"{title}, {threads}"] = answers
+                heading = f"### {title}, {threads} thread{'s' if threads > 1 else ''}"
+                reports.append("\n\n".join([heading, table_of(answers), notes]))
+                # Written after each table, so that a killed run leaves what it has.
+                write_results(name, results, "\n\n".join(reports), folder=plan.folder)
+    return "\n\n".join(reports)
+
+
+def plan_from(words: Sequence[str] | None = None) -> Plan:
+    """The plan that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Verbatim)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048])
+    parser.add_argument("--entries", type=int, default=50304, help="vocabulary size")
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--kind", choices=("forward_kl", "reverse_kl", "jsd"), default="forward_kl")
+    parser.add_argument("--objectives", action="store_true", help="ours only, every objective")
+    parser.add_argument("--growth", action="store_true", help="2048, 4096 and 8192 tokens")
+    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="only implementations with this in their name")
+    parser.add_argument("--quick", action="store_true", help="256 tokens, one round, one thread")
+    parser.add_argument("--folder", type=Path, default=RESULTS)
+    asked = parser.parse_args(words)
+    threads = tuple(asked.threads or sorted({1, os.cpu_count() or 1}))
+    tokens = (2048, 4096, 8192) if asked.growth else tuple(asked.tokens)
+    return Plan(
+        tokens=(256,) if asked.quick else tokens,
+        entries=8192 if asked.quick else asked.entries,
+        width=asked.width,
+        dtypes=tuple(asked.dtype),
+        kind=asked.kind,
+        objectives=asked.objectives,
+        threads=threads[:1] if asked.quick else threads,
+        num_rounds=1 if asked.quick else asked.rounds,
+        repeats=1 if asked.quick else asked.repeats,
+        only=asked.only,
+        folder=asked.folder,
+    )
+
+
+class _Verbatim(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description as they are."""
+
+
+if __name__ == "__main__":
+    print(run(plan_from()))
