@@ -8,8 +8,8 @@ from tests.reports.made_up import make_comparison
 from tests.reports.test_page import HOSTILE, Reader
 from tutelage.core.errors import DataError, OutputError
 from tutelage.reports import ComparedRun, Comparison, Variant, write_comparison
+from tutelage.reports.compared_metric import compared_metric
 from tutelage.reports.comparison import (
-    compared_metric,
     comparison_text,
     curve_chart,
     lead,

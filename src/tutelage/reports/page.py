@@ -96,7 +96,7 @@ def render(template: str, **context: object) -> str:
     """Fill a template, with the style, the script and a policy that lets nothing else in."""
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
+    allowed = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'"
     )
@@ -106,7 +106,7 @@ def render(template: str, **context: object) -> str:
         .render(
             style=_trusted(_asset("page.css")),
             script=_trusted(script),
-            policy=policy,
+            allowed=allowed,
             colours=COLOURS,
             **context,
         )
