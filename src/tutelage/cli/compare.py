@@ -41,8 +41,8 @@ def compare(
         num_seeds=seeds,
         learning_rates=_numbers(learning_rates),
     )
-    with LiveNarrator(err()) as narrator:
-        comparison, page = recipes.compare_recipes(plan, output, narrator=narrator)
+    narrator = LiveNarrator(err())
+    comparison, page = recipes.compare_recipes(plan, output, narrator=narrator)
     out().print(comparison_table(comparison))
     typer.echo(f"report   {page}")
 

@@ -26,8 +26,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a saved student: perplexity, divergence to the teacher, top-1 agreement."""
-    with LiveNarrator(err()) as narrator:
-        summary = recipes.evaluate_folder(
-            student, recipe, overrides=overrides or [], teacher=teacher, narrator=narrator
-        )
+    narrator = LiveNarrator(err())
+    summary = recipes.evaluate_folder(
+        student, recipe, overrides=overrides or [], teacher=teacher, narrator=narrator
+    )
     out().print(summary_table(summary))

@@ -38,7 +38,7 @@ app.command("doctor")(doctor.doctor)
 app.command("list")(listing.list_all)
 
 
-def _say_version(asked: bool) -> None:  # noqa: FBT001 - typer hands the flag over by place
+def _say_version(asked: bool | None) -> None:  # noqa: FBT001 - typer hands the flag over by place
     if asked:
         typer.echo(f"tutelage {version('tutelage')}")
         raise typer.Exit
@@ -51,9 +51,9 @@ def _every_word(
         bool, typer.Option("--debug", help="Show the traceback of an error. Goes anywhere.")
     ] = False,
     _version: Annotated[
-        bool,
+        bool | None,
         typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True),
-    ] = False,
+    ] = None,
 ) -> None:
     if debug:
         os.environ[DEBUG_VARIABLE] = "1"

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Self, final
+from typing import final
 
 from rich.console import Console
 from rich.progress import (
@@ -28,12 +28,6 @@ class LiveNarrator(Narrator):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
     @override
     @contextmanager

@@ -15,6 +15,6 @@ def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run or of a comparison.")],
 ) -> None:
     """Write the HTML page again from what the folder holds; nothing is run."""
-    with LiveNarrator(err()) as narrator, narrator.stage("Writing the report"):
+    with LiveNarrator(err()).stage("Writing the report"):
         page = recipes.rebuild_page(folder)
     typer.echo(f"report   {page}")

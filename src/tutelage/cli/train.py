@@ -48,10 +48,8 @@ def _train(source: str, overrides: list[str], *, resume: bool, overwrite: bool) 
     console = err()
     with console.status("Reading the recipe"):
         settings = recipes.load(source, overrides)
-    with LiveNarrator(console) as narrator:
-        outcome = recipes.run_recipe(
-            settings, resume=resume, overwrite=overwrite, narrator=narrator
-        )
+    narrator = LiveNarrator(console)
+    outcome = recipes.run_recipe(settings, resume=resume, overwrite=overwrite, narrator=narrator)
     if outcome.summary:
         out().print(summary_table(outcome.summary))
     if outcome.interrupted:

@@ -75,7 +75,8 @@ class DivergenceReport:
 
     def numbers(self) -> dict[str, float]:
         """Everything that is one number and is known, by name, for metrics.jsonl."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
+        known = {name: each for name, each in vars(self).items() if isinstance(each, int | float)}
+        return {name: float(value) for name, value in known.items()}
 
 
 def evaluate_divergence(

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, final
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.run_log import RunFolder, read_metrics, write_json
@@ -45,7 +45,7 @@ class Plan:
         *,
         num_seeds: int,
         learning_rates: Sequence[float] = (),
-    ) -> Self:
+    ) -> "Plan":
         """A plan for recipes named as they name themselves, with seeds that follow theirs.
 
         Raises:

@@ -137,7 +137,8 @@ class Recipe(Settings):
     report: ReportSettings = ReportSettings()
     baselines: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict[str, Mapping[str, Any]])
     """Name to settings that differ: the same run again, for the same rows and tokens, shown
-    beside this one, such as {cross_entropy: {objective: {kind: cross_entropy}}}."""
+    beside this one, such as {cross_entropy: {objective: {kind: cross_entropy}}}. One with that
+    objective has no target, so the recipe's move is left out of it."""
     seed: int = 0
     """Everything random follows from it."""
     output: Annotated[str, Field(min_length=1)] = "runs/{name}"
@@ -203,7 +204,11 @@ def _validated(tree: Plain) -> tuple[Recipe | None, list[str]]:
 
 def _varied(tree: Plain, name: str) -> Plain:
     own = {key: value for key, value in tree.items() if key != "baselines"}
-    return with_shorthands(merged(own, tree["baselines"][name]))
+    settings = with_shorthands(tree["baselines"][name])
+    full = with_shorthands(merged(own, settings))
+    if full.get("objective", {}).get("kind") == "cross_entropy" and "move" not in settings:
+        full["move"] = {"kind": "none"}
+    return full
 
 
 def baseline(recipe: Recipe, name: str) -> Recipe:

@@ -66,7 +66,8 @@ def complaints(error: ValidationError, root: type[BaseModel], raw: Tree) -> list
             case "missing":
                 kept[dotted] = [f"{dotted} is missing; it must be given. Add it to the recipe."]
             case "value_error" | "assertion_error":
-                kept.setdefault(dotted, []).append(_own_words(dotted, problem["msg"]))
+                owners = owners_of(root, raw, path)
+                kept.setdefault(dotted, []).append(_own_words(dotted, problem["msg"], owners))
             case _:
                 allowed.setdefault(dotted, []).append(_allowed(problem))
                 values[dotted] = problem["input"]
@@ -202,12 +203,14 @@ def _unknown_kind(dotted: str, problem: Mapping[str, Any], owner: str | None) ->
     return f"{where} is {tag!r}; it must be one of {', '.join(kinds)}.{advice}"
 
 
-def _own_words(dotted: str, text: str) -> str:
-    """A complaint that one of our validators wrote; it may already name the setting."""
+def _own_words(dotted: str, text: str, owners: list[type[BaseModel]]) -> str:
+    """A complaint that one of our validators wrote, with the whole path of what it begins with."""
     text = text.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if not dotted or text.startswith(dotted):
         return text
-    return f"{dotted}: {text}"
+    first = text.split(maxsplit=1)[0]
+    is_setting = any(first in owner.model_fields for owner in owners)
+    return f"{dotted}.{text}" if is_setting else f"{dotted}: {text}"
 
 
 def _allowed(problem: Mapping[str, Any]) -> str:
