@@ -13,7 +13,7 @@ from typing import Any, final
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedType
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -54,11 +54,12 @@ class Ranks:
             # Autocast is ours (see step.py), and the loss is already the step's mean: Accelerate
             # must neither cast nor divide.
             mixed_precision="no",
+            # Told so, Accelerate joins processes that were launched on a machine without
+            # accelerators; otherwise each would train for itself, unnoticed.
+            cpu=not torch.accelerator.is_available(),
             gradient_accumulation_steps=1,
             log_with=trackers or None,
             project_dir=None if folder is None else str(folder),
-            # Sending buffers before a forward pass would make ranks with more micro-batches wait.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         if self._accelerator.distributed_type not in _KNOWN:
             message = (

@@ -63,7 +63,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.student = student
         if settings.gradient_checkpointing:
-            student.model.gradient_checkpointing_enable({"use_reentrant": False})
+            student.model.activation_checkpointing_enable({"use_reentrant": False})
         self._objective = objective
         self._move = None if isinstance(move, NoMove) else move
         self._measure_moved = measure_moved
