@@ -16,6 +16,7 @@ from tests.objectives.fused.problems import (
     FEATURES,
     KINDS,
     Features,
+    error,
     exact,
     fused,
     in_dtype,
@@ -365,3 +366,23 @@ def test_exact_logits_agree_with_split_ones() -> None:
     for logits in ("fp32", "split"):
         values = fused(case, FORWARD_KL, logits=logits)[0]
         torch.testing.assert_close(values.double(), reference, rtol=3e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("logits", ["native", "split", "fp32"])
+def test_a_vocabulary_of_several_slabs_is_put_together_right(logits: str) -> None:
+    case = make_case(
+        Features(bias=True, student_rows=7), dtype=torch.bfloat16, num_tokens=9, num_entries=5001
+    )
+    values, gradients = fused(case, FORWARD_KL, tile_tokens=4, logits=logits)
+    true_values, true_gradients = exact(case, FORWARD_KL)
+    assert error(values, true_values) < 5e-3
+    for got, true in zip(gradients, true_gradients, strict=True):
+        assert error(got, true) < 2e-2
+
+
+def test_many_tiles_add_up_in_fp32() -> None:
+    case = make_case(FEATURES["plain"], dtype=torch.bfloat16, num_tokens=256)
+    _, true = exact(case, FORWARD_KL)
+    _, cut = fused(case, FORWARD_KL, tile_tokens=1, logits="fp32")
+    _, whole = fused(case, FORWARD_KL, tile_tokens=256, logits="fp32")
+    assert error(cut[1], true[1]) < 1.3 * error(whole[1], true[1])
