@@ -49,7 +49,7 @@ class Evaluated:
     """Numbers from held-out rows."""
 
     step: int
-    numbers: Mapping[str, float]
+    numbers: Mapping[str, int | float]
 
 
 @final

@@ -58,7 +58,7 @@ class TrainingResult:
     """The checkpoint's step, where there was one."""
     last: StepRecord | None
     """The last step of this call; None where nothing was left to do."""
-    evaluations: Sequence[Mapping[str, float]]
+    evaluations: Sequence[Mapping[str, int | float]]
     """What `evaluate` said in this call, each with its `step`."""
     trained_tokens: int
     """Over the whole run."""
@@ -175,7 +175,7 @@ class _Run:
         self._last_evaluated = -1
         self._last_saved: int | None = None
         self._last: StepRecord | None = None
-        self._evaluations: list[Mapping[str, float]] = []
+        self._evaluations: list[Mapping[str, int | float]] = []
         self._log: RunLog | None = None
         self._keeper: Keeper | None = None
         if not read_only:

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from tutelage.core.errors import (
@@ -126,7 +126,7 @@ class Ranks:
         trained = [p for p in module.parameters() if p.grad is not None]
         return float(torch.nn.utils.clip_grad_norm_(trained, limit)) if trained else 0.0
 
-    def total(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def total(self, values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The sum over all ranks, on each of them."""
         if self.num_ranks == 1:
             return values
