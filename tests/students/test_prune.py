@@ -13,13 +13,7 @@ from tutelage.students import block_influence, choose_layers, prune_layers
 from tutelage.text import Formatter, collate
 
 TOKENIZER = byte_tokenizer()
-KINDS = [
-    "sliding_attention",
-    "full_attention",
-    "sliding_attention",
-    "full_attention",
-    "sliding_attention",
-]
+KINDS = [*["sliding_attention"] * 3, *["full_attention"] * 2]
 
 
 def calibration() -> list[TokenBatch]:
