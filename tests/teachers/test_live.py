@@ -158,13 +158,13 @@ def test_the_teacher_is_frozen_and_evaluates_whatever_others_do_to_its_mode() ->
     teacher = LiveTeacher(lm)
     batch = collate(rollouts())
     expected = teacher.score(batch).hidden
-    lm.train()
+    assert not any(p.requires_grad for p in lm.parameters())
+    lm.train().requires_grad_()
     before = torch.get_rng_state()
     found = teacher.score(batch).hidden
     assert torch.equal(found, expected)
     assert not found.requires_grad
     assert torch.equal(before, torch.get_rng_state())
-    assert not any(p.requires_grad for p in lm.parameters())
 
 
 @pytest.mark.parametrize("remember_bytes", [0, 10**6])

@@ -18,7 +18,7 @@ class RowKey:
 
 @final
 class HiddenMemory:
-    """Exact copies, in their own dtype, in main memory.
+    """Exact, in their own dtype, in main memory.
 
     Rows come again once an epoch, in a new order. Once the room is used up the rows kept stay, as
     throwing out the oldest would throw out each row shortly before it comes again.
@@ -39,9 +39,8 @@ class HiddenMemory:
         return found
 
     def keep(self, key: RowKey, hidden: Float[Tensor, "T W"]) -> None:
-        """Keep a copy if there is room for it."""
+        """Keep the row if there is room for it; nobody else may hold this very tensor."""
         num_bytes = hidden.numel() * hidden.element_size()
         if key not in self._rows and self.num_bytes + num_bytes <= self._most_bytes:
-            # A copy, so that a small piece does not keep the whole forward's tensor alive.
-            self._rows[key] = hidden.detach().to("cpu", copy=True)
+            self._rows[key] = hidden.detach().to("cpu")
             self.num_bytes += num_bytes
