@@ -252,5 +252,7 @@ def test_logits_do_as_well_as_hidden_states_and_a_top_k_target_is_refused() -> N
     report = evaluate_divergence(CausalLM(STUDENT), teacher, [batch])
     assert report.forward_kl == pytest.approx(plain_numbers(rows)["forward_kl"], rel=1e-4)
     few = TopKTarget(ids=batch.labels[:, None], logp=torch.zeros(len(batch.labels), 1))
+    student = CausalLM(tiny_llama()).train()
     with pytest.raises(DataError, match="answers with a TopKTarget"):
-        evaluate_divergence(CausalLM(STUDENT), FixedTeacher(few), [batch])
+        evaluate_divergence(student, FixedTeacher(few), [batch])
+    assert student.training, "a failed evaluation must hand the student back as it was"

@@ -47,12 +47,16 @@ def test_a_token_row_holds_each_trained_token_with_both_models_views_of_it() -> 
 
 
 def test_untrained_tokens_are_left_out_of_a_token_row() -> None:
-    row = dataclasses.replace(ROWS[1], trained=(False, True, True, False, False, True))
-    (line,) = token_rows(
-        STUDENT, LiveTeacher(TEACHER), [(collate([row]), [row])], tokenizer=TOKENIZER, when="after"
-    )
-    assert line["tokens"] == ["E", "l", "</s>"]
-    assert {len(value) for value in line.values() if isinstance(value, list)} == {3}
+    trained = (False, True, True, False, False, True)
+    row = dataclasses.replace(ROWS[1], trained=trained)
+    whole = collate(ROWS[1:2])
+    masked = dataclasses.replace(whole, loss_mask=torch.tensor(trained))
+    for batch in (collate([row]), masked):
+        (line,) = token_rows(
+            STUDENT, LiveTeacher(TEACHER), [(batch, [row])], tokenizer=TOKENIZER, when="after"
+        )
+        assert line["tokens"] == ["E", "l", "</s>"]
+        assert {len(value) for value in line.values() if isinstance(value, list)} == {3}
 
 
 def test_special_tokens_and_leading_spaces_are_shown() -> None:
