@@ -1,7 +1,9 @@
 """Row kernels of the Kullback-Leibler family: values out, gradients over the student's scores."""
 
+import math
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.objectives.row_kernels.compared import (
@@ -12,7 +14,8 @@ from tutelage.objectives.row_kernels.compared import (
     through_softmax,
 )
 
-_FIRST_HEAD = 64
+_LOWEST_LOG = -80.0
+_CLOSE_ENOUGH = 0.25
 
 
 def forward_kl_rows(
@@ -70,22 +73,41 @@ def _head_share(
     """How much of sum |p - q| lies in the teacher's head; a half where the sum is 0.
 
     The head holds the likeliest entries while their masses add up to no more than `head_mass`,
-    and always the first. It is nearly always small, so a growing top-k finds it without a sort.
+    and always the first.
     """
-    entries = p.shape[1]
-    size = min(_FIRST_HEAD, entries)
-    while True:
-        head_p, ids = p.topk(size, dim=-1)
-        inside = head_p.cumsum(dim=-1) <= head_mass
-        if size == entries or not bool(inside[:, -1].any()):
-            break
-        size = min(size * 8, entries)
-    inside[:, 0] = True
     gap = scratch_like(p, "l1")
     torch.sub(p, q, out=gap).abs_()
     whole = gap.sum(dim=-1)
-    head = (gap.gather(-1, ids) * inside).sum(dim=-1)
+    if p.device.type == "cpu":
+        heads = [_head(row, head_mass) for row in p]
+        head = torch.stack([row[ids].sum() for row, ids in zip(gap, heads, strict=True)])
+    else:
+        order = p.argsort(dim=-1, descending=True, stable=True)
+        inside = p.gather(-1, order).cumsum(dim=-1) <= head_mass
+        inside[:, 0] = True
+        head = (gap.gather(-1, order) * inside).sum(dim=-1)
     return torch.where(whole > 0, head / whole, 0.5)
+
+
+def _head(p: Float[Tensor, " V"], head_mass: float) -> Int[Tensor, " H"]:
+    """The ids of one row's head, sorting little more than the head itself.
+
+    A sort of the whole row costs more than everything else together, so the threshold above
+    which just enough mass lies is halved in on first.
+    """
+    kept = scratch_like(p, "kept")
+    high, low = math.log(float(p.amax())), _LOWEST_LOG
+    while high - low > _CLOSE_ENOUGH:
+        middle = (high + low) / 2
+        torch.threshold(p, math.exp(middle), 0.0, out=kept)
+        if float(kept.sum()) > head_mass:
+            low = middle
+        else:
+            high = middle
+    ids = (p > math.exp(low)).nonzero()[:, 0] if low > _LOWEST_LOG else torch.arange(p.shape[0])
+    found, order = p[ids].sort(descending=True, stable=True)
+    size = max(int((found.cumsum(dim=0) <= head_mass).sum()), 1)
+    return ids[order[:size]]
 
 
 def todi_rows(student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
