@@ -163,7 +163,7 @@ def tiles(rows: Sequence[Row]) -> list[Tile]:
         )
     size, full = finite(after.get("num_parameters")), finite(teacher.get("num_parameters"))
     if size is not None:
-        share = f"{percent(size / full, digits=0)} of the teacher’s" if full else ""  # noqa: RUF001
+        share = f"{percent(size / full, digits=0)} of the teacher's" if full else ""
         found.append(
             Tile(label="Parameters", value=short_count(size), was=share, meaning="of the student")
         )
