@@ -134,7 +134,9 @@ def test_a_pruned_model_is_saved_and_generates_with_its_cache_as_it_is(
     for lm in (pruned.model, plain, ours):
         for cache in (True, False):
             assert answer(lm, cache=cache) == expected
-    torch.testing.assert_close(plain(prompt).logits, pruned.model(prompt).logits)
+    for at in (1, 2):
+        layers_of(model)[at].register_forward_hook(lambda _m, args, _out: args[0])
+    torch.testing.assert_close(plain(prompt).logits, model(prompt).logits)
 
 
 def test_what_the_config_says_layer_by_layer_is_cut_alike() -> None:
