@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
 from tests.cli.conftest import FAST, Words
 from tests.tiny_models import byte_tokenizer, tiny_llama
-
 from tutelage.recipes.tree import preset_names
 
 

@@ -59,7 +59,7 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean:.4g}" if half is None else f"{mean:.4g} ± {half:.2g}"
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(value: int | float | None, form: str) -> str:
     if value is None:
         return "-"
     if form == "M":

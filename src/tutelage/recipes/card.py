@@ -140,7 +140,7 @@ def _results(summary: Mapping[str, Any]) -> str:
     return "\n".join([head, rule, *body])
 
 
-def _number(value: float | None) -> str:
+def _number(value: int | float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -170,7 +170,7 @@ def _run(recipe: Recipe, seed: int, folder: Path, plan: Plan, shared: SharedWork
     )
 
 
-def _numbers(point: Mapping[str, Any]) -> dict[str, float | None]:
+def _numbers(point: Mapping[str, Any]) -> dict[str, int | float | None]:
     names = ("step", "seconds", *_METRICS)
     return {name: point[name] for name in names if name in point}
 

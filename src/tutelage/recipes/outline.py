@@ -28,7 +28,7 @@ class Outline:
     tokens_per_micro_batch: int
     steps: int
     rows_per_step: int
-    memory_megabytes: dict[str, float]
+    memory_megabytes: dict[str, int | float]
     """What for, and about how much."""
     warnings: list[str]
     """Contradictions that `train` would refuse."""
@@ -89,5 +89,5 @@ def _size(count: ParameterCount) -> str:
     return f"{millions} parameters, {count.num_layers} layers ({inside})"
 
 
-def _memory(megabytes: float) -> str:
+def _memory(megabytes: int | float) -> str:
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.1f} MB"  # noqa: PLR2004
