@@ -16,7 +16,7 @@ from torch import Tensor
 _KEPT = threading.local()
 
 
-def scratch_like(rows: Float[Tensor, "R V"], name: str) -> Float[Tensor, "R V"]:
+def scratch_like(rows: Float[Tensor, "*at V"], name: str) -> Float[Tensor, "*at V"]:
     """Uninitialised rows. On CPU the same memory each time a thread asks for the name.
 
     Fresh memory costs more than the arithmetic on it: the system hands it out page by page.
