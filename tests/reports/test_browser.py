@@ -115,7 +115,7 @@ def look(page: Path, profile: Path) -> dict[str, dict[str, Any]]:
         [CHROMIUM, *options.split(), f"--user-data-dir={profile}", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=True,
     )
     lines = re.findall(r"<pre>(.*?)</pre>", run.stdout, re.DOTALL)
