@@ -21,7 +21,7 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_the_version_is_printed(tutelage: Words) -> None:
-    assert tutelage("--version").output.startswith("tutelage 0.")
+    assert tutelage("--version").stdout.startswith("tutelage 0.")
 
 
 def test_list_names_presets_objectives_and_moves(tutelage: Words) -> None:
@@ -51,7 +51,7 @@ def test_train_then_eval_then_report(tutelage: Words) -> None:
     measured = tutelage("eval", "run")
     assert measured.exit_code == 0, measured.output
     assert "student" in measured.output
-    assert tutelage("report", "run").output.strip() == "report   run/report.html"
+    assert tutelage("report", "run").stdout.strip() == "report   run/report.html"
     assert Path("run/report.html").is_file()
 
 
@@ -59,7 +59,7 @@ def test_compare_ends_with_its_page(tutelage: Words) -> None:
     words = ("compare", "tiny", *FAST, "baselines={}", "--seeds", "2", "-o", "out")
     result = tutelage(*words)
     assert result.exit_code == 0, result.output
-    assert result.output.strip().splitlines()[-1] == "report   out/compare.html"
+    assert result.stdout.strip().splitlines()[-1] == "report   out/compare.html"
     assert "±" in result.output
     assert len(json.loads(Path("out/compare.json").read_text())["variants"][0]["runs"]) == 2
 
