@@ -43,13 +43,12 @@ def test_the_value_is_the_definition_and_its_gradient_finite_wherever_it_is(
     case: Case, pair: Pair
 ) -> None:
     student, teacher = pair
-    labels = torch.zeros(student.shape[0], dtype=torch.int64)
+    labels = torch.arange(student.shape[0]) % student.shape[1]
 
     values, gradient = value_and_gradient(from_settings(case), student, teacher, labels)
 
-    expected = [
-        oracle.value(case, s, t, 0) for s, t in zip(student.tolist(), teacher.tolist(), strict=True)
-    ]
+    rows = zip(*(x.tolist() for x in (student, teacher, labels)), strict=True)
+    expected = [oracle.value(case, *row) for row in rows]
     assert values.tolist() == pytest.approx(expected, rel=1e-8, abs=1e-10)
     assert gradient[values.isfinite()].isfinite().all()
 
