@@ -1,6 +1,5 @@
 """A checkpoint is whole or not there; a damaged one is named, with the way out."""
 
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,9 @@ def test_everything_that_moves_comes_back(tmp_path: Path) -> None:
     saver.rollouts.load_state_dict({"num_taken": 96})
     trained = weights(saver.student)
     path = saver.save(5)
-    expected = (random.gauss(0, 1), np.random.random(), torch.rand(3))
+    # Python's own stream is compared in test_resume.py: the type checks of the test run draw from
+    # it, between any two calls.
+    expected = (np.random.random(), torch.rand(3))
 
     other = keeper(tmp_path, student(hidden_act="gelu"))
     with torch.no_grad():
@@ -92,8 +93,8 @@ def test_everything_that_moves_comes_back(tmp_path: Path) -> None:
     assert other.rollouts.state_dict() == {"num_taken": 96}
     for name, parameter in other.student.named_parameters():
         torch.testing.assert_close(parameter, trained[name], rtol=0, atol=0)
-    assert (random.gauss(0, 1), np.random.random()) == expected[:2]
-    torch.testing.assert_close(torch.rand(3), expected[2], rtol=0, atol=0)
+    assert np.random.random() == expected[0]
+    torch.testing.assert_close(torch.rand(3), expected[1], rtol=0, atol=0)
 
 
 def test_tied_weights_are_saved_once_and_stay_tied(tmp_path: Path) -> None:

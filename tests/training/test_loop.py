@@ -224,7 +224,8 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
 
 def test_resuming_where_nothing_was_saved_begins_at_the_beginning(tmp_path: Path) -> None:
     run = trainer(settings=settings(num_steps=2), output=tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "phase": "train", "seconds": 1, "lo')
+    line = '{"step": 1, "phase": "train", "seconds": 1, "loss": 2.0}'
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n{line[:40]}")
     result = run.train(resume=True)
     assert result.resumed_from is None
     assert [line["step"] for line in logged(tmp_path)] == [1, 2]
@@ -333,6 +334,6 @@ def test_the_progress_bar_shows_loss_speed_and_time_left() -> None:
 
 
 def test_a_clock_face_reads_like_one() -> None:
-    assert [clock_face(s) for s in (0, 59.6, 61, 3600, 36061)] == [
+    assert [clock_face(s) for s in (0.0, 59.6, 61.0, 3600.0, 36061.0)] == [
         "0:00", "1:00", "1:01", "1:00:00", "10:01:01",
     ]  # fmt: skip

@@ -6,6 +6,7 @@ from typing import final
 
 import torch
 from jaxtyping import Float
+from pydantic import PrivateAttr
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -85,8 +86,8 @@ class LossModule(nn.Module):
     ) -> Comparison:
         """Compare the student with the target on every token of the batch."""
         hidden = self.hidden(batch)
-        move = None if self._move is None else _Watched(self._move, measure=self._measure_moved)
-        options = replace(self._options, move=move, t=t)
+        measured = _Measured(inner=self._move) if self._move and self._measure_moved else None
+        options = replace(self._options, move=measured or self._move, t=t)
         head = self.student.head
         if self._fused:
             result = fused_loss(
@@ -98,8 +99,8 @@ class LossModule(nn.Module):
             # Weight 0 means left out, whatever stands there: 0 * nan would be nan.
             share = (torch.where(weights > 0, nats, 0.0) * weights).sum()
             per_token = nats.detach()
-        measured = move.mean(weights) if move is not None and self._measure_moved else None
-        return Comparison(share=share, per_token=per_token, moved_cross_entropy=measured)
+        moved = None if measured is None else measured.mean(weights)
+        return Comparison(share=share, per_token=per_token, moved_cross_entropy=moved)
 
     def hidden(self, batch: TokenBatch) -> Float[Tensor, "N D"]:
         """The student's hidden states at the positions that predict the trained tokens."""
@@ -109,25 +110,33 @@ class LossModule(nn.Module):
 
 
 @final
-class _Watched:
+class _Measured(Move):
     """A move that notes, in passing, how far the student is from where the target was moved."""
 
-    def __init__(self, move: Move, *, measure: bool) -> None:
-        self._move = move
-        self._measure = measure
-        self._nats: list[Tensor] = []
+    inner: Move
+    _nats: list[Tensor] = PrivateAttr(default_factory=list[Tensor])
 
+    @override
+    def moved(
+        self,
+        student_logits: Float[Tensor, "*at V"],
+        teacher_logits: Float[Tensor, "*at V"],
+        *,
+        t: float | Float[Tensor, "*at"] | None = None,
+    ) -> Float[Tensor, "*at V"]:
+        return self.inner.moved(student_logits, teacher_logits, t=t)
+
+    @override
     def move_rows(
         self,
         student_logits: Float[Tensor, "R V"],
         teacher_logits: Float[Tensor, "R V"],
         *,
-        t: float | Float[Tensor, " R"] | None,
+        t: float | Float[Tensor, " R"] | None = None,
     ) -> None:
-        self._move.move_rows(student_logits, teacher_logits, t=t)
-        if self._measure:
-            moved = log_softmax_at(teacher_logits)
-            self._nats.append(expected(moved.exp(), -log_softmax_at(student_logits)))
+        self.inner.move_rows(student_logits, teacher_logits, t=t)
+        moved = log_softmax_at(teacher_logits)
+        self._nats.append(expected(moved.exp(), -log_softmax_at(student_logits)))
 
     def mean(self, weights: Float[Tensor, " N"]) -> Float[Tensor, ""]:
         """The weighted sum over all tokens; rows are moved in the order of the tokens."""
