@@ -343,7 +343,7 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         trainer = self._trainer
         return {
-            **_dotted("training", trainer.settings.trajectory()),
+            **_dotted("training", trainer.settings.shaping()),
             **_dotted("objective", trainer.objective.model_dump(mode="json")),
             **_dotted("move", trainer.move.model_dump(mode="json")),
             "parts": sorted(trainer.parts),

@@ -101,7 +101,7 @@ class TrainingSettings(Settings):
             )
         return None
 
-    def trajectory(self) -> dict[str, object]:
+    def shaping(self) -> dict[str, object]:
         """The settings that decide where the weights go: a resumed run may not change them."""
         watching = {
             "evaluate_first",
