@@ -31,5 +31,5 @@ def test_an_impossible_setting_is_refused(settings: dict[str, object], message: 
 def test_what_only_watches_is_no_part_of_the_trajectory() -> None:
     plain = TrainingSettings()
     watched = TrainingSettings(evaluate_every=1, save_every=7, keep_checkpoints=9)
-    assert plain.trajectory() == watched.trajectory()
-    assert plain.trajectory() != TrainingSettings(num_steps=99).trajectory()
+    assert plain.shaping() == watched.shaping()
+    assert plain.shaping() != TrainingSettings(num_steps=99).shaping()
