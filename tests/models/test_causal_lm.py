@@ -104,11 +104,12 @@ def test_packed_rows_padded_rows_and_rows_alone_are_the_same(family: str) -> Non
 
 @every_family
 def test_packed_and_padded_rows_have_the_same_gradients(family: str) -> None:
-    model, view = model_of(family), view_of(rows_of())
+    # In double precision: some families round inside their norms, none as much as in fp32.
+    model, view = model_of(family).double(), view_of(rows_of())
     packed, padded = (
         gradients_of(CausalLM(model, layout=layout), view) for layout in ("packed", "padded")
     )
-    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
 
 
 @every_family
