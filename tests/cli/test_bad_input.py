@@ -94,7 +94,7 @@ def save_tiny(folder: Path, **sizes: Any) -> str:
         ),
         (
             ["move={kind: taid, momentum: 0.5}"],
-            "move.momentum is 0.5, and nothing reads it with schedule linear",
+            "move.momentum is 0.5, which the linear schedule does not read",
         ),
         (
             ["teacher=null", "student.model=package:none"],

@@ -92,6 +92,8 @@ def _of_move(objective: ObjectiveSettings, move: MoveSettings) -> Iterator[str]:
             "it must be none. Leave the move out, or choose an objective with a teacher."
         )
         return
+    if isinstance(move, Taid):
+        yield from _of_taid(move)
     if isinstance(move, Taid) and only_a_ramp(objective):
         yield (
             f"move.kind is taid with {_described(objective)}; it must be an objective such as "
@@ -99,6 +101,23 @@ def _of_move(objective: ObjectiveSettings, move: MoveSettings) -> Iterator[str]:
             "t times the unmoved one: a learning-rate ramp and nothing else. Change "
             "objective.kind, or leave the move out and use training.warmup_steps."
         )
+
+
+def _of_taid(move: Taid) -> Iterator[str]:
+    """Settings of a schedule that was not chosen, changed all the same."""
+    used = {
+        "linear": {"t_end"},
+        "adaptive": {"t_end", "alpha", "momentum"} | ({"rate"} if move.alpha == "auto" else set()),
+        "exponential": {"t_end", "rate"},
+        "constant": set[str](),
+    }[move.schedule]
+    for name in ("t_end", "alpha", "momentum", "rate"):
+        # Compared with the default: a recipe that was written out in full has them all.
+        if name not in used and getattr(move, name) != Taid.model_fields[name].default:
+            yield (
+                f"move.{name} is {getattr(move, name)}, which the {move.schedule} schedule does "
+                "not read; it must be left out. Change move.schedule, or remove it."
+            )
 
 
 def _described(objective: ObjectiveSettings) -> str:
