@@ -143,5 +143,6 @@ def _softcapped(
     scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scale / softcap))
     if allowed is not None:
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=exact).to(query.dtype)
     return dropout(weights, p=how.dropout) @ value
