@@ -60,7 +60,7 @@ gpu: dev
 	$(BIN)/pytest -m gpu
 
 evidence: dev
-	$(BIN)/python -m benchmarks.evidence
+	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m benchmarks.evidence
 
 docs: dev
 	$(BIN)/pytest tests/house
