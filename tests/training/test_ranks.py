@@ -1,4 +1,7 @@
-"""Two processes train as one: the same losses, clocks and weights, whatever each of them holds."""
+"""Two processes train as one: the same losses, clocks and weights, whatever each of them holds.
+
+The processes are real, joined by gloo; one run in the test itself is what they must equal.
+"""
 
 import json
 import os
