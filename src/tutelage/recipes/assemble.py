@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import final
@@ -24,6 +24,7 @@ from tutelage.students import (
     FreshStudent,
     LoadedStudent,
     PrunedStudent,
+    block_influence,
     build_student,
     choose_layers,
     fresh_config,
@@ -33,7 +34,7 @@ from tutelage.text import Formatter, collate, cut, match
 from tutelage.training import Evaluate, Hook, Ranks, Trainer
 
 _SHIPPED = "preset:"
-_NUM_CALIBRATION_ROWS = 64
+_NUM_CALIBRATION_ROWS = 32
 
 
 @final
@@ -57,6 +58,8 @@ class Work:
     teacher_model: LoadedModel | None
     teacher: LiveTeacher | None
     ranks: Ranks
+    chosen_layers: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
+    """Layers that influence chose, by how many: baselines and seeds begin with the same ones."""
 
     @property
     def device(self) -> torch.device:
@@ -324,14 +327,35 @@ def evaluation_options(recipe: Recipe) -> EvaluationOptions:
 
 def make_student(recipe: Recipe, work: Work) -> LoadedModel:
     """The student before its first step: the same every time for the same recipe."""
-    rows = work.rows.training[:_NUM_CALIBRATION_ROWS]
+    settings = recipe.student
+    if isinstance(settings, PrunedStudent) and settings.model is None:
+        settings = _with_layers(settings, recipe, work)
     return build_student(
-        recipe.student,
+        settings,
         teacher=work.teacher_model,
-        calibration=batches(rows, recipe, work),
+        calibration=[] if settings.kind != "pruned" else _calibration(recipe, work),
         device=work.device,
         seed=seed_for(recipe.seed, "student"),
     )
+
+
+def _with_layers(settings: PrunedStudent, recipe: Recipe, work: Work) -> PrunedStudent:
+    """The layers by name where influence is to choose them, which takes a forward pass once."""
+    if settings.choose != "influence" or work.teacher_model is None:
+        return settings
+    keep = settings.keep_layers
+    if keep not in work.chosen_layers:
+        lm = work.teacher_model.lm
+        influence = block_influence(lm, _calibration(recipe, work))
+        chosen = choose_layers(
+            "influence", keep=keep, num_layers=len(influence), influence=influence
+        )
+        work.chosen_layers[keep] = tuple(chosen)
+    return settings.model_copy(update={"choose": work.chosen_layers[keep]})
+
+
+def _calibration(recipe: Recipe, work: Work) -> list[TokenBatch]:
+    return batches(work.rows.training[:_NUM_CALIBRATION_ROWS], recipe, work)
 
 
 def make_trainer(
