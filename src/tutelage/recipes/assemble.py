@@ -34,7 +34,7 @@ from tutelage.text import Formatter, collate, cut, match
 from tutelage.training import Evaluate, Hook, Ranks, Trainer
 
 _SHIPPED = "preset:"
-_NUM_CALIBRATION_ROWS = 32
+_NUM_CALIBRATION_ROWS = 64
 
 
 @final
