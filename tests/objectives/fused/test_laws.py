@@ -27,7 +27,7 @@ from tests.objectives.fused.problems import (
     scores_of,
 )
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
-from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
+from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token, release_scratch
 from tutelage.objectives.moved_targets import Budget, NoMove, Taid, Tempered
 
 FORWARD_KL = objective_of({"kind": "forward_kl"})
@@ -50,6 +50,7 @@ class LargestTensor(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        release_scratch()
         self.numel = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

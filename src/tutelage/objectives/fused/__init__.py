@@ -3,6 +3,7 @@
 from tutelage.objectives.fused.differentiable import fused_loss, fused_per_token
 from tutelage.objectives.fused.measures import excluded_mass, fused_measures
 from tutelage.objectives.fused.options import FusedLoss, FusedOptions, Measures
+from tutelage.objectives.fused.scratch import release_scratch
 
 __all__ = [
     "FusedLoss",
@@ -12,4 +13,5 @@ __all__ = [
     "fused_loss",
     "fused_measures",
     "fused_per_token",
+    "release_scratch",
 ]

@@ -1,6 +1,7 @@
 """The loop behind the fused loss: tiles of tokens, blocks of rows, no [N, V] tensor anywhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -14,11 +15,13 @@ from tutelage.objectives.fused.options import FusedOptions
 from tutelage.objectives.fused.scores import (
     GivenScores,
     LinearScores,
+    Memory,
     Scores,
     exact_mode,
     real_entries,
     target_entries,
 )
+from tutelage.objectives.fused.scratch import Scratch, borrowed
 from tutelage.objectives.fused.tiles import block_rows, spans, tile_tokens
 
 RowFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -99,7 +102,9 @@ class Gradients:
     bias: Tensor | None = None
 
 
-def _linear(hidden: Float[Tensor, "N D"], head: Head, problem: Problem) -> LinearScores:
+def _linear(
+    side: str, hidden: Float[Tensor, "N D"], head: Head, problem: Problem, scratch: Scratch
+) -> LinearScores:
     dtype = problem.options.matmul_dtype or hidden.dtype
     return LinearScores(
         hidden.detach().to(dtype),
@@ -107,13 +112,14 @@ def _linear(hidden: Float[Tensor, "N D"], head: Head, problem: Problem) -> Linea
         num_entries=problem.num_entries,
         row_dtype=problem.row_dtype,
         mode=exact_mode(problem.options.logits, dtype, hidden.device),
+        memory=Memory(scratch=scratch, side=side),
     )
 
 
-def _teacher_scores(problem: Problem) -> Scores | None:
+def _teacher_scores(problem: Problem, scratch: Scratch) -> Scores | None:
     target = problem.target
     if isinstance(target, HiddenTarget):
-        return _linear(target.hidden, target.head, problem)
+        return _linear("teacher", target.hidden, target.head, problem, scratch)
     if target is None:
         return None
     return GivenScores(target.logits, num_entries=problem.num_entries)
@@ -121,12 +127,14 @@ def _teacher_scores(problem: Problem) -> Scores | None:
 
 @final
 class Walk:
-    """Both sides' scores and all scratch memory of one call."""
+    """Both sides' scores and all scratch memory of one call; `walking` makes one."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, scratch: Scratch) -> None:
         self.problem = problem
-        self.student = _linear(problem.student_hidden, problem.student_head, problem)
-        self.teacher = _teacher_scores(problem)
+        self.scratch = scratch
+        hidden, head = problem.student_hidden, problem.student_head
+        self.student = _linear("student", hidden, head, problem, scratch)
+        self.teacher = _teacher_scores(problem, scratch)
         linear = [s for s in (self.student, self.teacher) if isinstance(s, LinearScores)]
         num_tokens = self.num_tokens = problem.student_hidden.shape[0]
         self.tile_tokens = problem.options.tile_tokens or tile_tokens(
@@ -139,10 +147,18 @@ class Walk:
             scores.allocate(self.tile_tokens)
         entries = problem.num_entries
         self.block_rows = min(block_rows(entries, self.student.hidden.device), self.tile_tokens)
-        shape = (self.block_rows, entries)
-        new = problem.student_hidden.new_empty
-        self.student_scratch = new(shape, dtype=problem.row_dtype)
-        self.teacher_scratch = new(shape, dtype=problem.row_dtype)
+        self.student_rows = self.rows_buffer("student rows")
+        self.teacher_rows = self.rows_buffer("teacher rows")
+
+    def rows_buffer(self, name: str) -> Float[Tensor, "R V"]:
+        """Room for one block of rows."""
+        problem = self.problem
+        return self.scratch.take(
+            name,
+            (self.block_rows, problem.num_entries),
+            dtype=problem.row_dtype,
+            device=problem.student_hidden.device,
+        )
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Load one tile of tokens after the other."""
@@ -157,10 +173,10 @@ class Walk:
         labels, options = self.problem.labels, self.problem.options
         for start, stop in spans(last - first, self.block_rows):
             count, at = stop - start, slice(first + start, first + stop)
-            student = self.student.rows(start, stop, self.student_scratch[:count])
+            student = self.student.rows(start, stop, self.student_rows[:count])
             teacher = None
             if self.teacher is not None:
-                teacher = self.teacher.rows(start, stop, self.teacher_scratch[:count])
+                teacher = self.teacher.rows(start, stop, self.teacher_rows[:count])
                 if options.move is not None:
                     t = options.t
                     options.move.move_rows(
@@ -173,6 +189,13 @@ class Walk:
                 at=at,
                 in_tile=slice(start, stop),
             )
+
+
+@contextmanager
+def walking(problem: Problem) -> Generator[Walk]:
+    """A walk, for as long as it may use this thread's scratch memory."""
+    with borrowed() as scratch:
+        yield Walk(problem, scratch)
 
 
 @final
@@ -189,18 +212,21 @@ class Backward:
         self.factor = (largest or 1.0) * side.scale
         self.weights = weights / (largest or 1.0)
         self.uniform = bool((self.weights == 1).all())
-        self.slopes = None if side.softcap is None else torch.empty_like(walk.student_scratch)
-        same = side.tile_dtype == side.hidden.dtype
-        self.tile = side.tile if same else torch.empty_like(side.tile, dtype=side.hidden.dtype)
+        self.slopes = None if side.softcap is None else walk.rows_buffer("slopes")
         matmul = side.hidden.dtype
-        problem = walk.problem
+        self.tile = side.tile
+        if side.tile_dtype != matmul:
+            self.tile = walk.scratch.take(
+                "gradient tile", tuple(side.tile.shape), dtype=matmul, device=side.tile.device
+            )
         self.hidden = torch.empty_like(side.hidden) if wanted.hidden else None
         self.weight = (
             HeadGradient(
                 (head.weight.shape[0], head.weight.shape[1]),
                 dtype=head.weight.dtype,
                 matmul_dtype=matmul,
-                like=problem.student_hidden,
+                scratch=walk.scratch,
+                device=side.hidden.device,
             )
             if wanted.weight
             else None
@@ -259,26 +285,26 @@ def differentiate(
     problem: Problem, rows: RowFunction, token_weights: Float[Tensor, " N"], wanted: Wanted
 ) -> tuple[Float[Tensor, " N"], Gradients]:
     """Nats of each token, and the gradients of their weighted sum: three or four matmuls."""
-    walk = Walk(problem)
-    per_token = problem.student_hidden.new_empty(walk.num_tokens, dtype=problem.row_dtype)
-    backward = Backward(walk, token_weights, wanted)
-    for first, last in walk.tiles():
-        for block in walk.blocks(first, last):
-            backward.before_block(block.student)
-            per_token[block.at] = rows(block.student, _both(block), block.labels)
-            backward.after_block(block)
-        backward.after_tile(first, last)
-    return per_token, backward.gradients()
+    with walking(problem) as walk:
+        per_token = problem.student_hidden.new_empty(walk.num_tokens, dtype=problem.row_dtype)
+        backward = Backward(walk, token_weights, wanted)
+        for first, last in walk.tiles():
+            for block in walk.blocks(first, last):
+                backward.before_block(block.student)
+                per_token[block.at] = rows(block.student, _both(block), block.labels)
+                backward.after_block(block)
+            backward.after_tile(first, last)
+        return per_token, backward.gradients()
 
 
 def evaluate(problem: Problem, rows: RowFunction) -> Float[Tensor, " N"]:
     """Nats of each token: two matmuls."""
-    walk = Walk(problem)
-    per_token = problem.student_hidden.new_empty(walk.num_tokens, dtype=problem.row_dtype)
-    for first, last in walk.tiles():
-        for block in walk.blocks(first, last):
-            per_token[block.at] = rows(block.student, _both(block), block.labels)
-    return per_token
+    with walking(problem) as walk:
+        per_token = problem.student_hidden.new_empty(walk.num_tokens, dtype=problem.row_dtype)
+        for first, last in walk.tiles():
+            for block in walk.blocks(first, last):
+                per_token[block.at] = rows(block.student, _both(block), block.labels)
+        return per_token
 
 
 def _both(block: Block) -> Tensor:

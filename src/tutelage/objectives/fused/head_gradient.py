@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tutelage.objectives.fused.scratch import Scratch
 from tutelage.objectives.fused.tiles import spans
 
 _SLAB_ENTRIES = 2048
@@ -16,43 +17,81 @@ class HeadGradient:
     """Sum over tiles of score_gradient.T @ hidden, for the first V entries of a head.
 
     Full-precision tiles are added by the matmul itself. Half-precision ones are multiplied a slab
-    of entries at a time, transposed (half-precision kernels are slow on the other order), and
-    each slab's product is added in fp32: the sum over tiles never rounds.
+    of entries at a time and each slab's product is added in fp32: the sum over tiles never rounds.
+    Where the processor multiplies half-precision tiles (AMX), a product with its left side
+    transposed runs at half speed, so there the slab is made lying and turned as it is added.
     """
 
     def __init__(
-        self, shape: tuple[int, int], *, dtype: torch.dtype, matmul_dtype: torch.dtype, like: Tensor
+        self,
+        shape: tuple[int, int],
+        *,
+        dtype: torch.dtype,
+        matmul_dtype: torch.dtype,
+        scratch: Scratch,
+        device: torch.device,
     ) -> None:
         self._dtype = dtype
-        self._transposed = matmul_dtype in (torch.bfloat16, torch.float16)
-        sum_dtype = torch.float32 if self._transposed else matmul_dtype
-        entries, width = shape
-        lying = (width, entries) if self._transposed else (entries, width)
-        self._total = like.new_zeros(lying, dtype=sum_dtype)
-        self._slab = like.new_empty(
-            width * min(entries, _SLAB_ENTRIES) if self._transposed else 0, dtype=matmul_dtype
-        )
+        half = self._half = matmul_dtype in (torch.bfloat16, torch.float16)
+        sum_dtype = torch.float32 if half else matmul_dtype
+        self._total = torch.empty(shape, dtype=sum_dtype, device=device)
+        self._num_filled = 0
+        self._lying = half and device.type == "cpu" and _has_amx()
+        slab = min(shape[0], _SLAB_ENTRIES) if half else 0
+        lying = (shape[1], slab) if self._lying else (slab, shape[1])
+        self._product = scratch.take("head slab", lying, dtype=matmul_dtype, device=device)
+        wide = (slab, shape[1])
+        self._wide = scratch.take("wide head slab", wide, dtype=sum_dtype, device=device)
 
     def add(
         self, gradient: Float[Tensor, "T V"], hidden: Float[Tensor, "T D"], factor: float
     ) -> None:
         """Add factor * gradient.T @ hidden."""
-        if not self._transposed:
-            entries = gradient.shape[1]
-            self._total[:entries].addmm_(gradient.T, hidden, alpha=factor)
+        entries = gradient.shape[1]
+        first = self._num_filled == 0
+        self._num_filled = entries
+        if self._half:
+            self._add_slabs(gradient, hidden, factor, first=first)
             return
-        hidden_t = hidden.T.contiguous()
-        width = hidden.shape[1]
+        total = self._total[:entries]
+        beta = 0 if first else 1
+        torch.addmm(total, gradient.T, hidden, beta=beta, alpha=factor, out=total)
+
+    def _add_slabs(
+        self,
+        gradient: Float[Tensor, "T V"],
+        hidden: Float[Tensor, "T D"],
+        factor: float,
+        *,
+        first: bool,
+    ) -> None:
+        turned = hidden.T.contiguous() if self._lying else hidden
         for start, stop in spans(gradient.shape[1], _SLAB_ENTRIES):
-            product = self._slab[: width * (stop - start)].view(width, stop - start)
-            torch.mm(hidden_t, gradient[:, start:stop], out=product)
-            self._total[:, start:stop].add_(product, alpha=factor)
+            total = self._total[start:stop]
+            product = self._multiplied(gradient[:, start:stop], turned)
+            if first:
+                total.copy_(product).mul_(factor)
+            else:
+                # Adding in two types at once would make a wide copy of its own.
+                wide = self._wide[: stop - start].copy_(product)
+                total.add_(wide, alpha=factor)
+
+    def _multiplied(
+        self, gradient: Float[Tensor, "T S"], hidden: Float[Tensor, "A B"]
+    ) -> Float[Tensor, "S D"]:
+        count = gradient.shape[1]
+        if not self._lying:
+            return torch.mm(gradient.T, hidden, out=self._product[:count])
+        width = hidden.shape[0]
+        out = self._product.view(-1)[: width * count].view(width, count)
+        return torch.mm(hidden, gradient, out=out).T
 
     def result(self) -> Float[Tensor, "entries D"]:
-        """The sum, in the parameter's own dtype."""
-        if not self._transposed:
-            return self._total.to(self._dtype)
-        out = self._total.new_empty(self._total.shape[::-1], dtype=self._dtype)
-        for start, stop in spans(out.shape[0], _SLAB_ENTRIES):
-            out[start:stop].copy_(self._total[:, start:stop].T)
-        return out
+        """The sum, in the parameter's own dtype; zeros for entries behind the first V."""
+        self._total[self._num_filled :].zero_()
+        return self._total.to(self._dtype)
+
+
+def _has_amx() -> bool:
+    found = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return bool(found)

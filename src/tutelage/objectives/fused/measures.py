@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
-from tutelage.objectives.fused.driver import Block, Problem, Walk
+from tutelage.objectives.fused.driver import Block, Problem, walking
 from tutelage.objectives.fused.options import FusedOptions, Measures
 
 _DEFAULTS = FusedOptions()
@@ -35,11 +35,11 @@ def fused_measures(
         options=options,
         given_labels=labels,
     )
-    walk = Walk(problem)
-    found = _Columns(walk.num_tokens, like=walk.student_scratch)
-    for first, last in walk.tiles():
-        for block in walk.blocks(first, last):
-            found.fill(block)
+    with walking(problem) as walk:
+        found = _Columns(walk.num_tokens, like=walk.student_rows)
+        for first, last in walk.tiles():
+            for block in walk.blocks(first, last):
+                found.fill(block)
     return found.measures(teacher=target is not None, labels=problem.labels is not None)
 
 
@@ -113,9 +113,9 @@ def excluded_mass(
     """The share of probability that a head gives to entries behind the first `num_shared`."""
     whole = Head(weight=head.weight, bias=head.bias, scale=head.scale, softcap=head.softcap)
     problem = Problem(student_hidden=hidden, student_head=whole, target=None, options=options)
-    walk = Walk(problem)
-    out = hidden.new_empty(walk.num_tokens, dtype=problem.row_dtype)
-    for first, last in walk.tiles():
-        for block in walk.blocks(first, last):
-            out[block.at] = block.student.softmax(dim=-1)[:, num_shared:].sum(dim=-1)
+    with walking(problem) as walk:
+        out = hidden.new_empty(walk.num_tokens, dtype=problem.row_dtype)
+        for first, last in walk.tiles():
+            for block in walk.blocks(first, last):
+                out[block.at] = block.student.softmax(dim=-1)[:, num_shared:].sum(dim=-1)
     return out

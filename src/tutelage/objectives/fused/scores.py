@@ -1,6 +1,7 @@
 """Where scores come from: one side's logits, made tile by tile and read a few rows at a time."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
@@ -10,6 +11,7 @@ from typing_extensions import override
 
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
 from tutelage.objectives.fused.options import LogitsMode
+from tutelage.objectives.fused.scratch import Scratch
 
 ExactMode = Literal["native", "split", "fp32"]
 
@@ -57,6 +59,19 @@ class Scores(ABC):
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Where one side's buffers come from."""
+
+    scratch: Scratch
+    side: str
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype) -> Tensor:
+        """One of this side's own buffers, on the device of `like`."""
+        return self.scratch.take(f"{self.side} {name}", shape, dtype=dtype, device=like.device)
+
+
+@final
 class LinearScores(Scores):
     """softcap(scale * (hidden @ weight.T + bias)) over the first V entries of a head."""
 
@@ -68,9 +83,11 @@ class LinearScores(Scores):
         num_entries: int,
         row_dtype: torch.dtype,
         mode: ExactMode,
+        memory: Memory,
     ) -> None:
         self.hidden = hidden
-        self.weight = head.weight.detach()[:num_entries].to(hidden.dtype)
+        self._memory = memory
+        self.weight = self._cast(head.weight.detach()[:num_entries])
         self.bias = None if head.bias is None else head.bias.detach()[:num_entries].to(row_dtype)
         self.scale = head.scale
         self.softcap = head.softcap
@@ -89,8 +106,16 @@ class LinearScores(Scores):
     def allocate(self, tile_tokens: int) -> None:
         """Make the buffers that every tile reuses."""
         shape = (tile_tokens, self.weight.shape[0])
-        self.tile = self.hidden.new_empty(shape, dtype=self.tile_dtype)
-        self.residual = torch.empty_like(self.tile) if self.mode == "split" else None
+        take = self._memory.take
+        self.tile = take("tile", shape, self.hidden, self.tile_dtype)
+        split = self.mode == "split"
+        self.residual = take("residual", shape, self.hidden, self.tile_dtype) if split else None
+
+    def _cast(self, weight: Float[Tensor, "V D"]) -> Float[Tensor, "V D"]:
+        if weight.dtype == self.hidden.dtype:
+            return weight
+        shape = (weight.shape[0], weight.shape[1])
+        return self._memory.take("weight", shape, self.hidden, self.hidden.dtype).copy_(weight)
 
     @override
     def load(self, start: int, stop: int) -> None:
