@@ -48,7 +48,7 @@ METRICS = tuple(LOWER_IS_BETTER)
 class Budget:
     """How much work each run is: the same for all, or nothing could be compared."""
 
-    num_steps: int = 50
+    num_steps: int = 25
     rows_per_step: int = 8
     learning_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3)
     seeds: tuple[int, ...] = (1, 2, 3)
