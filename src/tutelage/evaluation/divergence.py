@@ -14,7 +14,12 @@ from tutelage.core.records import TokenBatch
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
 from tutelage.evaluation.undisturbed import undisturbed
 from tutelage.models import CausalLM
-from tutelage.objectives.fused import FusedOptions, Measures, excluded_mass, fused_measures
+from tutelage.objectives.fused import (
+    FusedOptions,
+    Measures,
+    excluded_mass_of_hidden,
+    fused_measures,
+)
 from tutelage.teachers import Teacher
 
 
@@ -171,7 +176,9 @@ def _excluded(
         return target.logits.float().softmax(dim=-1)[..., num_shared:].sum(dim=-1)
     if _num_entries(target.head) == num_shared:
         return None
-    return excluded_mass(target.hidden, target.head, num_shared=num_shared, options=options)
+    return excluded_mass_of_hidden(
+        target.hidden, target.head, num_shared=num_shared, options=options
+    )
 
 
 @final
