@@ -22,12 +22,13 @@ from tutelage.core.records import Prompt, Rollout, TokenBatch
 from tutelage.core.targets import HiddenTarget, LogitsTarget
 from tutelage.objectives import Objective, Taid
 from tutelage.objectives.fused import FusedOptions
+from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.reduce import token_weights
 from tutelage.rollouts.dataset import DatasetRollouts
 from tutelage.teachers.teacher import Teacher
 from tutelage.text.collate import collate, cut
 from tutelage.training import Ranks, Trainer
-from tutelage.training.step import LossModule, needs_teacher, plain_per_token
+from tutelage.training.step import LossModule, needs_teacher
 
 EIGHT = rows(8, seed=5)
 WAYS = {1: 10**6, 2: 45, 4: 25, 8: 1}
