@@ -104,6 +104,19 @@ def test_a_baseline_changes_only_what_it_names() -> None:
     assert all(getattr(other, name) == getattr(recipe, name) for name in same)
 
 
+@pytest.mark.parametrize(
+    ("objective", "move"),
+    [
+        ("{kind: cross_entropy, labels: teacher}", "taid"),
+        ("{kind: cross_entropy, labels: tokens}", "none"),
+        ("{kind: weighted_sum, parts: [{weight: 2.0, objective: {kind: cross_entropy}}]}", "none"),
+    ],
+)
+def test_a_baseline_that_asks_no_teacher_leaves_the_move_out(objective: str, move: str) -> None:
+    recipe = load("tiny", ["move=taid", f"baselines={{other: {{objective: {objective}}}}}"])
+    assert baseline(recipe, "other").move.kind == move
+
+
 def test_varying_keeps_the_rest() -> None:
     recipe = load("tiny", ["training.betas=[0.8, 0.9]"])
     other = varied(recipe, {"training": {"learning_rate": 0.5}})

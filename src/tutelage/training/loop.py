@@ -39,7 +39,7 @@ from tutelage.training.optimizer import build_optimizer, set_learning_rate
 from tutelage.training.ranks import Ranks
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful
-from tutelage.training.step import LossModule, Stepper, needs_teacher
+from tutelage.training.step import LossModule, Stepper
 
 Evaluate = Callable[[], Mapping[str, float]]
 """Measures the student on held-out rows. It may look at everything and move nothing."""
@@ -130,7 +130,7 @@ class Trainer:
         return run.loss_on(rollouts, t)
 
     def _check(self) -> None:
-        wants_teacher = needs_teacher(self.objective)
+        wants_teacher = self.objective.needs_teacher
         if wants_teacher and self.teacher is None:
             message = (
                 f"The objective is {type(self.objective).__name__}, which compares with a teacher, "
@@ -158,7 +158,7 @@ class _Run:
         self._ranks = trainer.ranks or Ranks(track_with=tracked, folder=trainer.output)
         self._clock = _clock_of(trainer.move, settings)
         # Where the objective reads labels alone, a teacher would be asked in vain.
-        teacher = trainer.teacher if needs_teacher(trainer.objective) else None
+        teacher = trainer.teacher if trainer.objective.needs_teacher else None
         module = LossModule(
             trainer.student,
             trainer.objective,

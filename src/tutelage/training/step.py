@@ -15,12 +15,10 @@ from tutelage.core.records import TokenBatch
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
 from tutelage.models.causal_lm import CausalLM
 from tutelage.objectives import Move, NoMove, Objective
-from tutelage.objectives.cross_entropy import CrossEntropy
 from tutelage.objectives.fused import FusedOptions, fused_loss
 from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.reduce import token_weights
 from tutelage.objectives.softmax import expected, log_softmax_at
-from tutelage.objectives.union import WeightedSum
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.collect import MicroBatch, Window
 from tutelage.training.metrics import StepTotals
@@ -144,17 +142,6 @@ class _Measured(Move):
         if not self._nats:
             return weights.sum() * 0
         return (torch.where(weights > 0, torch.cat(self._nats), 0.0) * weights).sum()
-
-
-def needs_teacher(objective: Objective) -> bool:
-    """Whether the objective looks at a teacher at all, or at the completions' own tokens only."""
-    match objective:
-        case CrossEntropy():
-            return objective.labels == "teacher"
-        case WeightedSum():
-            return any(needs_teacher(part.objective) for part in objective.parts)
-        case _:
-            return True
 
 
 @final
