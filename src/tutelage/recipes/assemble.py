@@ -24,10 +24,10 @@ from tutelage.students import (
     FreshStudent,
     LoadedStudent,
     PrunedStudent,
-    block_influence,
     build_student,
     choose_layers,
     fresh_config,
+    layers_by_influence,
 )
 from tutelage.teachers import LiveTeacher
 from tutelage.text import Formatter, collate, cut, match
@@ -330,10 +330,11 @@ def make_student(recipe: Recipe, work: Work) -> LoadedModel:
     settings = recipe.student
     if isinstance(settings, PrunedStudent) and settings.model is None:
         settings = _with_layers(settings, recipe, work)
+    to_choose = isinstance(settings, PrunedStudent) and settings.choose == "influence"
     return build_student(
         settings,
         teacher=work.teacher_model,
-        calibration=[] if settings.kind != "pruned" else _calibration(recipe, work),
+        calibration=_calibration(recipe, work) if to_choose else [],
         device=work.device,
         seed=seed_for(recipe.seed, "student"),
     )
@@ -345,11 +346,8 @@ def _with_layers(settings: PrunedStudent, recipe: Recipe, work: Work) -> PrunedS
         return settings
     keep = settings.keep_layers
     if keep not in work.chosen_layers:
-        lm = work.teacher_model.lm
-        influence = block_influence(lm, _calibration(recipe, work))
-        chosen = choose_layers(
-            "influence", keep=keep, num_layers=len(influence), influence=influence
-        )
+        rows = _calibration(recipe, work)
+        chosen = layers_by_influence(work.teacher_model.lm, rows, keep=keep)
         work.chosen_layers[keep] = tuple(chosen)
     return settings.model_copy(update={"choose": work.chosen_layers[keep]})
 
