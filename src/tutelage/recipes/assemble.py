@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -35,6 +35,7 @@ from tutelage.training import Evaluate, Hook, Ranks, Trainer
 
 _SHIPPED = "preset:"
 _NUM_CALIBRATION_ROWS = 64
+_NOT_WHO_TEACHES = {"trust_remote_code", "remember_megabytes"}
 
 
 @final
@@ -382,7 +383,17 @@ def make_trainer(
         move=recipe.move,
         evaluate=evaluate,
         output=output,
+        identity=_identity(recipe, work),
         seed=recipe.seed,
         hooks=hooks,
         ranks=work.ranks,
     )
+
+
+def _identity(recipe: Recipe, work: Work) -> dict[str, Any]:
+    """Who teaches, so that a run does not go on with another teacher unnoticed."""
+    if recipe.teacher is None or work.teacher_model is None:
+        return {}
+    named = recipe.teacher.model_dump(mode="json", exclude=_NOT_WHO_TEACHES)
+    named["dtype"] = str(work.teacher_model.lm.dtype).removeprefix("torch.")
+    return {f"teacher.{name}": value for name, value in named.items()}

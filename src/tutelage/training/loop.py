@@ -92,6 +92,8 @@ class Trainer:
     seed: int = 0
     """Dropout follows from it. The rollouts have their own."""
     hooks: Sequence[Hook] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """More that a resumed run must agree on, plain values by dotted name: `teacher.model`, say."""
     parts: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
     """More that changes, saved and restored with the rest, by name: an average of weights, say."""
     ranks: Ranks | None = None
@@ -346,6 +348,7 @@ class _Run:
             **_dotted("training", trainer.settings.shaping()),
             **_dotted("objective", trainer.objective.model_dump(mode="json")),
             **_dotted("move", trainer.move.model_dump(mode="json")),
+            **trainer.identity,
             "parts": sorted(trainer.parts),
         }
 
