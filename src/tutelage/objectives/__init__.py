@@ -23,7 +23,7 @@ from tutelage.objectives.moved_targets import (
 )
 from tutelage.objectives.objective import Divergence, Objective
 from tutelage.objectives.reduce import sequence_mean, token_mean, token_weights
-from tutelage.objectives.softmax import excluded_mass
+from tutelage.objectives.softmax import excluded_mass_of_logits
 from tutelage.objectives.top_k import sampled_cross_entropy, top_k_divergence
 from tutelage.objectives.union import ObjectiveSettings, WeightedPart, WeightedSum, from_settings
 
@@ -44,7 +44,7 @@ __all__ = [
     "WeightedSum",
     "budget_t",
     "concrete_score",
-    "excluded_mass",
+    "excluded_mass_of_logits",
     "from_settings",
     "is_inert",
     "is_learning_rate_ramp",

@@ -53,6 +53,12 @@ class WeightedSum(Objective):
     parts: Annotated[tuple[WeightedPart, ...], MinLen(1)]
     """What is added up."""
 
+    @property
+    @override
+    def needs_teacher(self) -> bool:
+        """As soon as one part does."""
+        return any(part.objective.needs_teacher for part in self.parts)
+
     @override
     def from_logits(
         self,

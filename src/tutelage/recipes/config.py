@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.settings import Settings
-from tutelage.objectives import MoveSettings, ObjectiveSettings
+from tutelage.objectives import MoveSettings, ObjectiveSettings, from_settings
 from tutelage.objectives.moved_targets import NoMove
 from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in, read_recipe
 from tutelage.students import StudentSettings
@@ -137,8 +137,8 @@ class Recipe(Settings):
     report: ReportSettings = ReportSettings()
     baselines: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict[str, Mapping[str, Any]])
     """Name to settings that differ: the same run again, for the same rows and tokens, shown
-    beside this one, such as {cross_entropy: {objective: {kind: cross_entropy}}}. One with that
-    objective has no target, so the recipe's move is left out of it."""
+    beside this one, such as {cross_entropy: {objective: {kind: cross_entropy}}}. One whose
+    objective asks no teacher has no target, so the recipe's move is left out of it."""
     seed: int = 0
     """Everything random follows from it."""
     output: Annotated[str, Field(min_length=1)] = "runs/{name}"
@@ -206,9 +206,17 @@ def _varied(tree: Plain, name: str) -> Plain:
     own = {key: value for key, value in tree.items() if key != "baselines"}
     settings = with_shorthands(tree["baselines"][name])
     full = with_shorthands(merged(own, settings))
-    if full.get("objective", {}).get("kind") == "cross_entropy" and "move" not in settings:
+    if "move" not in settings and _asks_no_teacher(full.get("objective", {})):
         full["move"] = {"kind": "none"}
     return full
+
+
+def _asks_no_teacher(objective: Mapping[str, Any]) -> bool:
+    try:
+        return not from_settings(objective).needs_teacher
+    except ConfigError:
+        # The recipe that holds it is refused for it, with the path to the mistake.
+        return False
 
 
 def baseline(recipe: Recipe, name: str) -> Recipe:

@@ -12,7 +12,7 @@ from tests.objectives.fused.problems import (
     scores_of,
 )
 from tutelage.core.targets import HiddenTarget
-from tutelage.objectives.fused import FusedOptions, excluded_mass, fused_measures
+from tutelage.objectives.fused import FusedOptions, excluded_mass_of_hidden, fused_measures
 
 
 @pytest.mark.parametrize("features", ["plain", "softcap", "num_real", "narrower student"])
@@ -66,9 +66,9 @@ def test_no_token_gives_empty_measures() -> None:
 def test_the_mass_behind_the_shared_entries_is_told() -> None:
     case = make_case(FEATURES["plain"])
     p = scores_of(case.hidden, case.head).detach().softmax(-1)
-    found = excluded_mass(case.hidden, case.head, num_shared=40)
+    found = excluded_mass_of_hidden(case.hidden, case.head, num_shared=40)
     torch.testing.assert_close(found, p[:, 40:].sum(-1))
-    whole = excluded_mass(case.hidden, case.head, num_shared=51)
+    whole = excluded_mass_of_hidden(case.hidden, case.head, num_shared=51)
     torch.testing.assert_close(whole, torch.zeros(13))
 
 

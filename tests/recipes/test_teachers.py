@@ -1,0 +1,61 @@
+"""Runs with a live teacher from a folder: who it is, in what it is held, and what it reads."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import FAST
+from tests.tiny_models import byte_tokenizer, tiny_llama
+from tutelage.core.errors import CheckpointError
+from tutelage.models import CausalLM, save_model
+from tutelage.recipes.config import Recipe, load
+from tutelage.recipes.run import Outcome, run_recipe
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, seed in (("one", 1), ("other", 2)):
+        model = CausalLM(tiny_llama(seed, num_hidden_layers=3))
+        save_model(model, byte_tokenizer(), tmp_path / name)
+    return tmp_path
+
+
+def recipe_of(folder: Path, *overrides: str) -> Recipe:
+    teacher = f"teacher={{kind: live, model: {folder / 'one'}}}"
+    return load("tiny", [*FAST, f"output={folder / 'run'}", teacher, "baselines={}", *overrides])
+
+
+def stop_after_two_steps(outcome: Outcome) -> None:
+    """Leave the folder as if the run had been killed between its two checkpoints."""
+    shutil.rmtree(outcome.folder / "checkpoints" / "step-4")
+    measured = outcome.folder / "measured.json"
+    done = json.loads(measured.read_text())
+    done.pop("after")
+    measured.write_text(json.dumps(done))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "complaint"),
+    [
+        ("teacher.model", "other", r"teacher\.model is .*other; it must be .*one, as in .*step-2"),
+        ("teacher.dtype", "bfloat16", r"teacher\.dtype is bfloat16; it must be float32"),
+        ("teacher", "{kind: toy}", r"teacher\.kind is toy; it must be live"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_teacher(
+    folder: Path, setting: str, value: str, complaint: str
+) -> None:
+    stop_after_two_steps(run_recipe(recipe_of(folder, "keep_checkpoints=true")))
+    before = (folder / "run" / "metrics.jsonl").read_text()
+    value = str(folder / value) if setting == "teacher.model" else value
+    with pytest.raises(CheckpointError, match=complaint):
+        run_recipe(recipe_of(folder, f"{setting}={value}"), resume=True)
+    assert (folder / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_what_an_answer_does_not_depend_on_may_change(folder: Path) -> None:
+    stop_after_two_steps(run_recipe(recipe_of(folder, "keep_checkpoints=true")))
+    again = recipe_of(folder, "teacher.remember_megabytes=0", "teacher.dtype=float32")
+    assert run_recipe(again, resume=True).step == 4
