@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from tests.rollouts.test_sampling import transformers_p
 from tests.tiny_models import VOCABULARY, tiny_gemma3, tiny_llama
 from tutelage.core.errors import DataError, NumericsError
 from tutelage.models import CausalLM
@@ -171,3 +172,53 @@ def test_prompts_without_tokens_or_without_room_are_refused() -> None:
 
 def test_no_prompts_give_no_completions() -> None:
     assert completed(CausalLM(tiny_llama()), [], GREEDY) == []
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SAMPLED,
+        SAMPLED.model_copy(update={"temperature": 0.7, "top_p": 0.8}),
+        SAMPLED.model_copy(update={"temperature": 1.3, "top_k": 7, "top_p": 0.9}),
+    ],
+)
+def test_each_token_comes_with_the_log_probability_it_was_drawn_with(sampling) -> None:
+    lm = CausalLM(ends_at(tiny_llama(), *range(0, VOCABULARY, 20)))
+    prompts = prompts_of(3, 11, 1, 7, 20)
+    found = completed(lm, prompts, sampling)
+    assert len({len(c.ids) for c in found}) > 1
+    for prompt, completion in zip(prompts, found, strict=True):
+        assert len(completion.logp) == len(completion.ids)
+        ids = list(prompt)
+        for token, logp in zip(completion.ids, completion.logp, strict=True):
+            expected = transformers_p(next_token_logits(lm, ids)[None], sampling)[0, token].log()
+            assert logp == pytest.approx(float(expected), abs=1e-4)
+            ids.append(token)
+
+
+def test_greedy_tokens_are_certain() -> None:
+    completion = completed(CausalLM(tiny_llama()), prompts_of(5), GREEDY)[0]
+    assert completion.logp == (0.0,) * len(completion.ids)
+
+
+def test_a_row_with_a_generator_of_its_own_says_the_same_in_any_company() -> None:
+    lm = CausalLM(tiny_llama())
+    prompts = prompts_of(3, 11, 1, 7, 20)
+
+    def said(rows: list[int]) -> list[Completion]:
+        own = [torch.Generator().manual_seed(row) for row in rows]
+        return generate(lm, [prompts[row] for row in rows], SAMPLED, generator=own)
+
+    whole = said([0, 1, 2, 3, 4])
+    assert said([3, 1]) == [whole[3], whole[1]]
+    assert said([4]) == [whole[4]]
+
+
+def test_an_entry_that_is_padding_is_never_drawn() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.lm_head.weight[40:] = 0
+        model.lm_head.weight[41] = model.lm_head.weight[:40].mean(0) + 100
+    own = torch.Generator().manual_seed(0)
+    found = generate(CausalLM(model), prompts_of(4, 5), SAMPLED, generator=own, num_real=40)
+    assert max(max(c.ids) for c in found) < 40

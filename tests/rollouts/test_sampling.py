@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from tutelage.rollouts.engines import Sampling
-from tutelage.rollouts.engines.sampling import FIRST_TRIES, draw
+from tutelage.rollouts.engines.sampling import FIRST_TRIES, draw, draw_scored
 
 
 def transformers_p(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -98,3 +98,26 @@ def test_top_p_is_a_share_of_what_top_k_left() -> None:
     expected = transformers_p(logits[None], sampling)[0]
     assert (expected > 0).sum() == 2
     torch.testing.assert_close(drawn_p(logits, sampling), expected, atol=1e-3, rtol=0)
+
+
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0.3, 1.0, 1.7]),
+    st.sampled_from([0.05, 0.5, 0.95, 1.0]),
+    st.sampled_from([None, 1, 5, 100]),
+)
+def test_the_log_probability_is_that_of_the_distribution_transformers_would_draw_from(
+    seed: int, temperature: float, top_p: float, top_k: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(16, 30, generator=generator, dtype=torch.float64) * 2
+    uniforms = torch.rand(16, generator=generator, dtype=torch.float64)
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    tokens, logp = draw_scored(logits, uniforms, sampling)
+    expected = transformers_p(logits, sampling).log().gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logp, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_greedy_token_is_certain() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 5.0, 1.0]])
+    assert draw_scored(logits, torch.rand(2), Sampling(temperature=0))[1].tolist() == [0, 0]

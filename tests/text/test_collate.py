@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -157,3 +158,25 @@ def test_a_prompt_without_tokens_is_refused_by_name() -> None:
     row = Rollout(prompt=Prompt(student_ids=(), name="data.jsonl line 3"), completion_ids=(1,))
     with pytest.raises(DataError, match=r"data\.jsonl line 3 is a prompt without tokens; it must"):
         collate([row])
+
+
+def drawn(prompt: tuple[int, ...], completion: tuple[int, ...], *logp: float) -> Rollout:
+    return replace(rollout(prompt, completion), sampled_logp=logp)
+
+
+def test_what_a_token_was_drawn_with_stays_beside_it() -> None:
+    first = replace(drawn((1, 2), (3, 4, 5), -0.1, -0.2, -0.3), trained=(True, False, True))
+    batch = collate([first, rollout((6,), (7,)), drawn((8,), (9, EOS), -0.4, -0.5)])
+    assert batch.sampled_logp is not None
+    assert batch.labels.tolist() == [3, 5, 7, 9, EOS]
+    expected = torch.tensor([-0.1, -0.3, torch.nan, -0.4, -0.5])
+    torch.testing.assert_close(batch.sampled_logp, expected, equal_nan=True)
+
+
+def test_a_batch_that_nobody_drew_says_nothing_about_how_it_was_drawn() -> None:
+    assert collate([rollout((1, 2), (3, EOS))]).sampled_logp is None
+
+
+def test_log_probabilities_that_do_not_belong_to_the_completion_are_refused() -> None:
+    with pytest.raises(DataError, match="has 1 sampled log-probabilities; it must have 2"):
+        collate([drawn((1,), (2, EOS), -0.1)])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Source = Literal["dataset", "student", "teacher"]
@@ -40,6 +40,14 @@ class Rollout:
     source: Source = "dataset"
     truncated: bool = False
     """The completion was cut at the length limit, so it carries no end-of-sequence token."""
+    sampled_logp: tuple[float, ...] | None = None
+    """For each completion token, the log-probability it was drawn with: after temperature, top-k
+    and top-p. 0 where it was no matter of chance; None where no model of ours drew it."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is said: the completion ends where it begins."""
+        return len(self.completion_ids) <= 1 and not self.truncated
 
 
 @final
@@ -77,6 +85,9 @@ class TokenBatch:
     """The token's place inside its completion, from 0."""
     keys: tuple[str, ...]
     """One content hash a row: prompt ids, completion ids, for each view."""
+    sampled_logp: Float[Tensor, " N"] | None = None
+    """What each trained token was drawn with, in float32; nan for the tokens of rows that nobody
+    drew, and None where the whole batch is of such rows."""
 
     @property
     def num_rows(self) -> int:

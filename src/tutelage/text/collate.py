@@ -6,6 +6,7 @@ as indices; everybody else reads `View.predicts`. Which tokens are trained follo
 """
 
 import hashlib
+import math
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
@@ -47,6 +48,7 @@ def collate(rollouts: Sequence[Rollout], *, device: str | torch.device = "cpu") 
         row_of=_tensor([index for index, row in enumerate(trained) for _ in row], device),
         offset_in_row=_tensor([at for row in trained for at in row], device),
         keys=tuple(_key(rollout) for rollout in rollouts),
+        sampled_logp=_sampled_logp(rollouts, trained, device),
     )
 
 
@@ -94,6 +96,27 @@ def _view(
         row_starts=_tensor(starts, device),
         predicts=_tensor(predicts, device),
     )
+
+
+def _sampled_logp(
+    rollouts: Sequence[Rollout],
+    trained: Sequence[Sequence[int]],
+    device: str | torch.device,
+) -> torch.Tensor | None:
+    if all(rollout.sampled_logp is None for rollout in rollouts):
+        return None
+    numbers: list[float] = []
+    for rollout, offsets in zip(rollouts, trained, strict=True):
+        drawn = rollout.sampled_logp
+        if drawn is not None and len(drawn) != len(rollout.completion_ids):
+            message = (
+                f"{rollout.prompt.name or 'A row'} has {len(drawn)} sampled log-probabilities; it "
+                f"must have {len(rollout.completion_ids)}, one for each completion token. "
+                "Keep them together with the ids they belong to."
+            )
+            raise DataError(message)
+        numbers += [math.nan if drawn is None else drawn[at] for at in offsets]
+    return torch.tensor(numbers, dtype=torch.float32).to(device)
 
 
 def _trained_offsets(rollout: Rollout) -> list[int]:

@@ -8,7 +8,7 @@ their lengths, so a pad token that is also the end-of-sequence token does no har
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -18,7 +18,7 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 
 from tutelage.core.errors import DataError, ModelError, NumericsError
 from tutelage.models.causal_lm import CausalLM
-from tutelage.rollouts.engines.sampling import Sampling, draw
+from tutelage.rollouts.engines.sampling import Sampling, draw_scored
 
 
 @final
@@ -30,6 +30,9 @@ class Completion:
     """Ends with the end-of-sequence token that stopped it, unless it was truncated."""
     truncated: bool
     """Cut at the length limit, so there is no end-of-sequence token."""
+    logp: tuple[float, ...] = field(default=(), compare=False)
+    """What each token was drawn with, its end included: see `draw_scored`. Left out of
+    comparisons, for a model's rounding depends on the rows beside it."""
 
     @property
     def is_empty(self) -> bool:
@@ -42,7 +45,8 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
+    num_real: int | None = None,
 ) -> list[Completion]:
     """One completion for each prompt, in the order of the prompts.
 
@@ -51,23 +55,36 @@ def generate(
     of the model itself. The model's mode, its settings and the global generators are left as
     they were.
 
+    Args:
+        generator: one that all rows draw from in turn, or one for each prompt.
+        num_real: entries of the vocabulary from here on are padding, and never drawn.
+
     Raises:
         DataError: a prompt is empty, or leaves no room for a completion.
         NumericsError: the model's scores are not finite.
     """
     _refuse_bad_prompts(lm, prompts, sampling)
-    uniforms = torch.rand(
-        len(prompts), sampling.max_completion_tokens, generator=generator, dtype=torch.float64
-    )
+    uniforms = _uniforms(len(prompts), sampling.max_completion_tokens, generator)
     longest_first = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     completions: dict[int, Completion] = {}
     with _ready(lm), torch.no_grad():
         for start in range(0, len(prompts), sampling.batch_rows):
             rows = longest_first[start : start + sampling.batch_rows]
-            choice = _Choice(rows, uniforms[rows].to(lm.device), sampling)
+            choice = _Choice(rows, uniforms[rows].to(lm.device), sampling, num_real=num_real)
             said = _one_batch(lm, [prompts[row] for row in rows], choice)
             completions.update(zip(rows, said, strict=True))
     return [completions[row] for row in range(len(prompts))]
+
+
+def _uniforms(
+    num_rows: int, num_tokens: int, generator: torch.Generator | Sequence[torch.Generator]
+) -> Float[Tensor, "B T"]:
+    if isinstance(generator, torch.Generator):
+        return torch.rand(num_rows, num_tokens, generator=generator, dtype=torch.float64)
+    uniforms = torch.empty(num_rows, num_tokens, dtype=torch.float64)
+    for row, own in zip(uniforms, generator, strict=True):
+        torch.rand(num_tokens, generator=own, out=row)
+    return uniforms
 
 
 def end_ids(lm: CausalLM) -> tuple[int, ...]:
@@ -86,9 +103,17 @@ class _Choice(LogitsProcessor):
     """Leaves one token of each row standing: the drawn one, for `generate` to take greedily."""
 
     def __init__(
-        self, rows: Sequence[int], uniforms: Float[Tensor, "B T"], sampling: Sampling
+        self,
+        rows: Sequence[int],
+        uniforms: Float[Tensor, "B T"],
+        sampling: Sampling,
+        *,
+        num_real: int | None,
     ) -> None:
         self.sampling = sampling
+        self.logp: list[Float[Tensor, " B"]] = []
+        """What the tokens so far were drawn with."""
+        self._num_real = num_real
         self._rows = rows
         self._uniforms = uniforms
         self._num_drawn = 0
@@ -96,7 +121,9 @@ class _Choice(LogitsProcessor):
     def __call__(
         self, _input_ids: Int[Tensor, "B L"], scores: Float[Tensor, "B V"]
     ) -> Float[Tensor, "B V"]:
-        chosen = draw(scores, self._uniforms[:, self._num_drawn], self.sampling)
+        chosen, logp = draw_scored(
+            scores[:, : self._num_real], self._uniforms[:, self._num_drawn], self.sampling
+        )
         broken = (chosen < 0).nonzero()[:, 0].tolist()
         if broken:
             raise NumericsError(
@@ -105,6 +132,7 @@ class _Choice(LogitsProcessor):
                 "Check the model's weights, or load it in float32."
             )
         self._num_drawn += 1
+        self.logp.append(logp)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
 
 
@@ -128,7 +156,9 @@ def _one_batch(lm: CausalLM, prompts: Sequence[Sequence[int]], choice: _Choice) 
         generation_config=config,
         logits_processor=LogitsProcessorList([choice]),
     )
-    return [_cut_at_end(row, ends) for row in out[:, longest:].tolist()]
+    said: list[list[int]] = out[:, longest:].tolist()
+    logp: list[list[float]] = torch.stack(choice.logp, dim=1).tolist()
+    return [_cut_at_end(row, own, ends) for row, own in zip(said, logp, strict=True)]
 
 
 def _generator(lm: CausalLM) -> Any:  # noqa: ANN401 - a model and a mixin at once
@@ -140,11 +170,12 @@ def _generator(lm: CausalLM) -> Any:  # noqa: ANN401 - a model and a mixin at on
     )
 
 
-def _cut_at_end(ids: list[int], ends: Sequence[int]) -> Completion:
+def _cut_at_end(ids: list[int], logp: list[float], ends: Sequence[int]) -> Completion:
     for place, token in enumerate(ids):
         if token in ends:
-            return Completion(ids=tuple(ids[: place + 1]), truncated=False)
-    return Completion(ids=tuple(ids), truncated=True)
+            said = slice(place + 1)
+            return Completion(ids=tuple(ids[said]), truncated=False, logp=tuple(logp[said]))
+    return Completion(ids=tuple(ids), truncated=True, logp=tuple(logp))
 
 
 @contextmanager

@@ -37,16 +37,28 @@ class Sampling(Settings):
 def draw(
     logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], sampling: Sampling
 ) -> Int[Tensor, " B"]:
+    """`draw_scored` without the log-probabilities."""
+    return draw_scored(logits, uniforms, sampling)[0]
+
+
+def draw_scored(
+    logits: Float[Tensor, "B V"], uniforms: Float[Tensor, " B"], sampling: Sampling
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     """One token a row: the inverse of the cumulative distribution at `uniforms` in [0, 1).
 
     Temperature first, then top-k, then top-p over what top-k left; the most likely token always
     stays. A row whose scores hold nan or +inf gives -1. Greedy rows ignore `uniforms`.
 
+    Returns:
+        The tokens; and, in float64 nats, the log-probability each had in the distribution it was
+        drawn from: what is left after temperature, top-k and top-p, normalised again. Greedy
+        tokens are certain, so theirs is 0.
+
     Source: Holtzman et al. 2019, nucleus sampling, arXiv:1904.09751.
     """
     if sampling.temperature == 0:
         best, ids = logits.max(dim=-1)
-        return torch.where(best.isfinite(), ids, -1)
+        return torch.where(best.isfinite(), ids, -1), torch.zeros_like(best, dtype=torch.float64)
     logp = torch.log_softmax(logits.double() / sampling.temperature, dim=-1)
     p, ids = _kept(logp, sampling)
     cumulative = p.cumsum(dim=-1)
@@ -56,8 +68,11 @@ def draw(
     place = torch.searchsorted(
         cumulative, torch.minimum(uniforms.double()[:, None] * total, below_total), right=True
     )
-    token = place if ids is None else ids.gather(1, place.clamp(max=ids.shape[1] - 1))
-    return torch.where(total.isfinite(), token, -1)[:, 0]
+    # Where the scores are nan, the place may lie behind the last one.
+    place = place.clamp(max=p.shape[-1] - 1)
+    token = place if ids is None else ids.gather(1, place)
+    drawn_logp = p.gather(1, place).log() - total.log()
+    return torch.where(total.isfinite(), token, -1)[:, 0], drawn_logp[:, 0]
 
 
 def _kept(
