@@ -15,7 +15,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.records import TokenBatch
 from tutelage.objectives import from_settings
 from tutelage.recipes import assemble as assemble_module
-from tutelage.recipes.assemble import assemble, check_vocabularies, prepare_rows, student_tokenizer
+from tutelage.recipes.assemble import assemble, check_vocabularies, student_tokenizer
 from tutelage.recipes.check import contradictions, only_a_ramp
 from tutelage.recipes.compare import Plan, compare_recipes
 from tutelage.recipes.config import (
@@ -31,11 +31,15 @@ from tutelage.recipes.config import (
 from tutelage.recipes.doctor import examine
 from tutelage.recipes.narrator import Silence
 from tutelage.recipes.outline import outline_of
+from tutelage.recipes.rows import prepare_rows
 from tutelage.recipes.run import evaluate_folder, run_recipe
 from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher
 from tutelage.recipes.tree import preset_names
 from tutelage.reports import Comparison
 from tutelage.text import collate
+
+TOYS = ("tiny", "tiny_on_policy")
+"""Presets that read nothing but the package."""
 
 
 def tiny(folder: Path, *overrides: str) -> Recipe:
@@ -72,7 +76,7 @@ def test_a_recipe_written_out_reads_back_the_same(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name == "tiny" else pytest.mark.real)
+        pytest.param(name, marks=() if name in TOYS else pytest.mark.real)
         for name in preset_names()
         if name != "qwen3"
     ],
@@ -85,7 +89,7 @@ def test_no_shipped_row_is_dropped_and_every_cut_is_counted(name: str) -> None:
     assert len(rows.held_out) == recipe.evaluation.num_rows
     # The data says of itself how many answers the demo's limit cuts; nothing else may be noted.
     num_cut = sum(row.truncated for row in rows.training + rows.held_out)
-    assert num_cut == (0 if name == "tiny" else 171)
+    assert num_cut == (0 if name in TOYS else 171)
     limit = recipe.rollouts.max_completion_tokens
     assert rows.notes == ([f"{num_cut} completions were cut at {limit} tokens."] if num_cut else [])
 

@@ -116,15 +116,17 @@ def in_a_process(action: Callable[[], None]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def killed_and_resumed(name: str, folder: Path) -> None:
+def killed_and_resumed(
+    arrange: Callable[[], None], folder: Path, train: Callable[..., None] = run
+) -> None:
     def doomed() -> None:
-        SCENARIOS[name]()
-        run(folder, resume=False)
+        arrange()
+        train(folder, resume=False)
 
     status = in_a_process(doomed)
-    assert os.WIFSIGNALED(status), f"{name}: was not killed ({status})"
+    assert os.WIFSIGNALED(status), f"{folder.name}: was not killed ({status})"
     (folder / "killed").write_text("by signal " + str(os.WTERMSIG(status)))
-    assert in_a_process(lambda: run(folder, resume=True)) == 0, f"{name}: did not go on"
+    assert in_a_process(lambda: train(folder, resume=True)) == 0, f"{folder.name}: did not go on"
 
 
 def main() -> None:
@@ -134,8 +136,8 @@ def main() -> None:
         return
     # This process only forks: it computes nothing itself, so its children start clean.
     assert in_a_process(lambda: run(folder / UNBROKEN, resume=False)) == 0
-    for name in SCENARIOS:
-        killed_and_resumed(name, folder / name)
+    for name, arrange in SCENARIOS.items():
+        killed_and_resumed(arrange, folder / name)
 
 
 if __name__ == "__main__":

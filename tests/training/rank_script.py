@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tests.training.tiny_runs import rows, settings, student, trainer, watched, weights
+from tests.training.tiny_runs import on_policy, rows, settings, student, trainer, watched, weights
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import Rollout
 from tutelage.objectives import Taid
@@ -33,6 +33,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "ragged": {"settings": settings(num_steps=3, micro_batch_tokens=24, reduction="sequence_mean")},
     "moved": {"settings": settings(num_steps=5, micro_batch_tokens=24), "move": ADAPTIVE},
     "uneven": {"settings": settings(num_steps=3, micro_batch_tokens=24), "data": uneven()},
+    "on_policy": {
+        "settings": settings(num_steps=4, micro_batch_tokens=24),
+        "move": ADAPTIVE,
+        "writes": "mixed",
+    },
 }
 """Named runs that must not depend on the number of ranks."""
 
@@ -41,6 +46,8 @@ def run(name: str, ranks: Ranks, output: Path | None = None) -> dict[str, Any]:
     """Train, and say how it went: weights, losses, times."""
     lm = student()
     fields = {**RUNS[name], "student": lm, "output": output}
+    if "writes" in fields:
+        fields["rollouts"] = on_policy(fields.pop("writes"), lm, ranks)
     found = watched(
         trainer(ranks=ranks, **fields),
         lambda r: (r.totals.loss, r.totals.grad_norm, r.totals.num_tokens, r.t or 0.0),

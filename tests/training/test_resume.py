@@ -24,7 +24,9 @@ REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *options: str, script: str = "tests.training.kill_script"
+) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -32,7 +34,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src")]),
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.kill_script", str(folder), *options],
+        [sys.executable, "-m", script, str(folder), *options],
         env=environment,
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
@@ -66,8 +68,8 @@ def untimed(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in TIME_FIELDS} for line in lines]
 
 
-def compare(folder: Path, unbroken: Path) -> None:
-    last, expected = (path / "checkpoints" / "step-9" for path in (folder, unbroken))
+def compare(folder: Path, unbroken: Path, *, steps: tuple[int, int] = (8, 9)) -> None:
+    last, expected = (path / "checkpoints" / f"step-{steps[1]}" for path in (folder, unbroken))
     assert (last / "student.safetensors").read_bytes() == (
         expected / "student.safetensors"
     ).read_bytes()
@@ -78,7 +80,8 @@ def compare(folder: Path, unbroken: Path) -> None:
         assert same(ours[part], state), part
     assert same(load_tree(last / "rank-0"), load_tree(expected / "rank-0"))
     assert untimed(folder) == untimed(unbroken)
-    assert [path.name for path in sorted(last.parent.iterdir())] == ["step-8", "step-9"]
+    found = [path.name for path in sorted(last.parent.iterdir())]
+    assert found == [f"step-{step}" for step in steps]
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -5,12 +5,23 @@ from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from transformers import GenerationConfig
 
 from tests.tiny_models import tiny_llama
 from tutelage.core.records import Prompt, Rollout
 from tutelage.models.causal_lm import CausalLM
 from tutelage.objectives import Objective, from_settings
-from tutelage.rollouts.dataset import DatasetRollouts
+from tutelage.rollouts import (
+    DatasetRollouts,
+    MixedRollouts,
+    Order,
+    ReplayRollouts,
+    RolloutSource,
+    ShareClock,
+    StudentRollouts,
+    Writing,
+)
+from tutelage.rollouts.engines import Sampling
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training import Event, Ranks, StepDone, StepRecord, Trainer, TrainingSettings
 
@@ -75,6 +86,30 @@ def trainer(
         **fields,
     }
     return Trainer(ranks=ranks, **given)
+
+
+def on_policy(kind: str, lm: CausalLM, ranks: Ranks | None = None, **writing: Any) -> RolloutSource:
+    """The student writes, all or a growing share, or anew what a buffer does not give."""
+    ranks = ranks or Ranks()
+    data = rows(20)
+    order = Order(seed=5, rank=ranks.rank, num_ranks=ranks.num_ranks)
+    # Every eighth token ends a completion, so that they end at many lengths.
+    lm.model.generation_config = GenerationConfig(eos_token_id=list(range(0, 64, 8)))
+    sampling = Sampling(max_completion_tokens=10, batch_rows=3)
+    written = StudentRollouts(
+        lm, [row.prompt for row in data], Writing(sampling=sampling, **writing), order
+    )
+    match kind:
+        case "mixed":
+            return MixedRollouts(
+                written,
+                DatasetRollouts(data, seed=5, rank=ranks.rank, num_ranks=ranks.num_ranks),
+                clock=ShareClock("student_share", 0.3, 1.0),
+            )
+        case "replay":
+            return ReplayRollouts(written, num_rows=12, clock=ShareClock("fresh_share", 1.0, 0.2))
+        case _:
+            return written
 
 
 def weights(lm: CausalLM) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from tutelage.core.errors import DataError, OutputError
 
 Phase = Literal["train", "eval"]
 
-TIME_FIELDS = frozenset({"seconds", "tokens_per_second"})
+TIME_FIELDS = frozenset({"seconds", "tokens_per_second", "generated_tokens_per_second"})
 """The only fields in which a resumed run's log differs from that of the unbroken one."""
 
 
@@ -43,6 +43,11 @@ class RunFolder:
     def metrics(self) -> Path:
         """One line for each step and each evaluation."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def rollouts(self) -> Path:
+        """A few of each step's rollouts, where models write them."""
+        return self.root / "rollouts.jsonl"
 
     @property
     def samples(self) -> Path:
@@ -105,7 +110,9 @@ class RunFolder:
 
 @final
 class RunLog:
-    """Appends to `metrics.jsonl`. A line is handed to the operating system before `write` returns.
+    """Appends to `metrics.jsonl`, or to another file of lines with a `step`.
+
+    A line is handed to the operating system before the call returns.
 
     Args:
         keep_up_to: lines of later steps are cut off, and so is a line that was never finished:
@@ -128,9 +135,16 @@ class RunLog:
         Raises:
             OutputError: the disk is full or gone.
         """
-        line = {"step": step, "phase": phase, "seconds": seconds, **numbers}
+        self.add(step, {"phase": phase, "seconds": seconds, **numbers})
+
+    def add(self, step: int, line: Mapping[str, Any]) -> None:
+        """Add a line of any form.
+
+        Raises:
+            OutputError: the disk is full or gone.
+        """
         try:
-            self._file.write(_to_json(line) + "\n")
+            self._file.write(_to_json({"step": step, **line}) + "\n")
             self._file.flush()
         except OSError as error:
             raise _cannot_write(self._path, error) from error

@@ -3,23 +3,31 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from tutelage.core.errors import ConfigError, DataError, ModelError
+from tutelage.core.errors import ConfigError, ModelError
 from tutelage.core.records import Rollout, TokenBatch
+from tutelage.core.run_log import RunFolder
 from tutelage.core.seeds import seed_for
 from tutelage.evaluation import EvaluationOptions
 from tutelage.models import LoadedModel, load_config, load_model, load_tokenizer
 from tutelage.objectives.fused import FusedOptions
-from tutelage.recipes.config import DatasetRolloutSettings, LiveTeacherSettings, Recipe
+from tutelage.recipes.config import LiveTeacherSettings, Recipe
 from tutelage.recipes.narrator import Narrator
+from tutelage.recipes.rows import (
+    RolloutScribe,
+    Rows,
+    Writers,
+    make_rollouts,
+    prepare_rows,
+    refuse_no_room,
+    writes,
+)
 from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher
-from tutelage.rollouts import DatasetRollouts, read_rows
 from tutelage.students import (
     FreshStudent,
     LoadedStudent,
@@ -30,23 +38,11 @@ from tutelage.students import (
     layers_by_influence,
 )
 from tutelage.teachers import LiveTeacher
-from tutelage.text import Formatter, collate, cut, match
+from tutelage.text import collate, cut, match
 from tutelage.training import Evaluate, Hook, Ranks, Trainer
 
-_SHIPPED = "preset:"
 _NUM_CALIBRATION_ROWS = 64
 _NOT_WHO_TEACHES = {"trust_remote_code", "remember_megabytes"}
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """The data of a run as token ids."""
-
-    training: list[Rollout]
-    held_out: list[Rollout]
-    notes: list[str]
-    """What was dropped or cut, in sentences for the report."""
 
 
 @final
@@ -75,6 +71,8 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         tokenizer = student_tokenizer(recipe)
         check_vocabularies(recipe, tokenizer)
         rows = prepare_rows(recipe, tokenizer)
+        shapes = {"student": student_config(recipe), "teacher": teacher_config(recipe)}
+        refuse_no_room(recipe, rows.training, shapes)
     for note in rows.notes:
         narrator.say(f"note: {note}")
     if recipe.teacher is None:
@@ -235,85 +233,6 @@ def vocabulary_size(config: PretrainedConfig) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def prepare_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """All rows as token ids, the held-out ones apart.
-
-    Raises:
-        DataError: a row or file that cannot be used, or too few rows.
-    """
-    settings, evaluation = recipe.rollouts, recipe.evaluation
-    training, notes = _rollouts(settings, tokenizer, settings.num_rows)
-    if evaluation.num_rows == 0:
-        return Rows(training=training, held_out=[], notes=notes)
-    if evaluation.data is not None:
-        own = settings.model_copy(update={"data": evaluation.data})
-        held_out, more = _rollouts(own, tokenizer, evaluation.num_rows)
-        notes += [f"held-out rows: {note}" for note in more]
-    else:
-        if len(training) <= evaluation.num_rows:
-            raise DataError(
-                f"evaluation.num_rows is {evaluation.num_rows} and {settings.data} has "
-                f"{len(training)} usable rows; it must leave some to train on. Lower it, or give "
-                "evaluation.data."
-            )
-        held_out = training[-evaluation.num_rows :]
-        training = training[: -evaluation.num_rows]
-    seen = {row.prompt.student_ids for row in training}
-    num_leaked = sum(row.prompt.student_ids in seen for row in held_out)
-    if num_leaked:
-        notes.append(f"{num_leaked} held-out prompts also occur among the training rows.")
-    return Rows(training=training, held_out=held_out, notes=notes)
-
-
-def _rollouts(
-    settings: DatasetRolloutSettings, tokenizer: PreTrainedTokenizerBase, limit: int | None
-) -> tuple[list[Rollout], list[str]]:
-    named = read_rows(
-        data_source(settings.data),
-        split=settings.split,
-        subset=settings.subset,
-        columns=settings.columns,
-        num_rows=limit,
-    )
-    formatted = formatter(settings, tokenizer).rollouts((row, name) for name, row in named)
-    if not formatted.rows:
-        raise DataError(
-            f"rollouts.data is {settings.data}, which has no usable row "
-            f"({len(formatted.dropped)} dropped); it must have some. Check the file and the limits."
-        )
-    notes: list[str] = []
-    if formatted.dropped:
-        notes.append(
-            f"{len(formatted.dropped)} rows were dropped, for their prompts have more than "
-            f"{settings.max_prompt_tokens} tokens; the first is {formatted.dropped[0]}."
-        )
-    num_cut = sum(row.truncated for row in formatted.rows)
-    if num_cut:
-        notes.append(f"{num_cut} completions were cut at {settings.max_completion_tokens} tokens.")
-    return formatted.rows, notes
-
-
-def formatter(settings: DatasetRolloutSettings, tokenizer: PreTrainedTokenizerBase) -> Formatter:
-    """What turns the data's rows into token ids."""
-    return Formatter(
-        tokenizer,
-        chat_template=settings.chat_template,
-        template_kwargs=settings.template_arguments,
-        max_prompt_tokens=settings.max_prompt_tokens,
-        max_completion_tokens=settings.max_completion_tokens,
-        too_long=settings.too_long,
-        trained_turns=settings.trained_turns,
-    )
-
-
-def data_source(data: str) -> str:
-    """A path or hub name; `preset:FILE` is where the package keeps that file."""
-    if not data.startswith(_SHIPPED):
-        return data
-    folder = resources.files("tutelage.recipes.presets") / "data"
-    return str(folder / data.removeprefix(_SHIPPED))
-
-
 def batches(rollouts: Sequence[Rollout], recipe: Recipe, work: Work) -> list[TokenBatch]:
     """Held-out rows in forwards of a bounded size."""
     pieces = cut(rollouts, max_tokens=recipe.evaluation.max_tokens)
@@ -367,13 +286,12 @@ def make_trainer(
     hooks: Sequence[Hook],
 ) -> Trainer:
     """Everything one optimiser step needs, from the recipe's settings."""
-    rollouts = DatasetRollouts(
-        work.rows.training,
-        seed=seed_for(recipe.seed, "rollouts"),
-        shuffle=recipe.rollouts.shuffle,
-        rank=work.ranks.rank,
-        num_ranks=work.ranks.num_ranks,
-    )
+    teacher = None if work.teacher_model is None else work.teacher_model.lm
+    num_real = check_vocabularies(recipe, work.tokenizer)
+    writers = Writers(student=student.lm, teacher=teacher, num_real=num_real)
+    rollouts = make_rollouts(recipe, work.rows.training, writers, work.ranks)
+    if writes(recipe.rollouts):
+        hooks = (*hooks, RolloutScribe(RunFolder(output).rollouts, work.tokenizer))
     return Trainer(
         student=student.lm,
         teacher=work.teacher,

@@ -13,6 +13,7 @@ import yaml
 
 from tutelage.core.errors import OutputError
 from tutelage.recipes.config import Recipe, to_yaml
+from tutelage.recipes.rows import described
 
 PACKAGES = (
     "tutelage",
@@ -101,6 +102,7 @@ def card(recipe: Recipe, summary: Mapping[str, Any]) -> str:
         ("objective", _one_line(recipe.objective.model_dump(mode="json"))),
         ("move of the target", _one_line(recipe.move.model_dump(mode="json"))),
         ("data", f"`{recipe.rollouts.data}`"),
+        ("rollouts", described(recipe.rollouts)),
         ("steps", f"{recipe.training.num_steps}, seed {recipe.seed}"),
     )
     made_of = ", ".join(f"{name} {version}" for name, version in packages.items())

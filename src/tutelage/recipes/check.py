@@ -11,6 +11,13 @@ from tutelage.objectives import MoveSettings, NoMove, Objective, ObjectiveSettin
 from tutelage.objectives.moved_targets import taid
 from tutelage.objectives.union import WeightedSum
 from tutelage.recipes.config import Recipe, baseline
+from tutelage.recipes.rows import needs_completions, writes
+from tutelage.rollouts import (
+    DatasetRolloutSettings,
+    ReplayRolloutSettings,
+    RowSettings,
+    StudentRolloutSettings,
+)
 from tutelage.students import FreshStudent, PrunedStudent
 
 _NUM_TRIED = 5
@@ -33,12 +40,14 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
     """One line each: the dotted path, what it is, what it must be, what to do."""
     yield from _of_one(recipe)
     for name in recipe.baselines:
-        for line in _of_one(baseline(recipe, name)):
+        other = baseline(recipe, name)
+        for line in (*_of_one(other), *_of_shared_rows(recipe, other)):
             yield f"baselines.{name}.{line}"
 
 
 def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from _of_teacher(recipe)
+    yield from _of_writing(recipe)
     yield from _of_move(recipe.objective, recipe.move)
     yield from _of_evaluation(recipe)
     yield from _of_hardware(recipe)
@@ -68,6 +77,55 @@ def _of_teacher(recipe: Recipe) -> Iterator[str]:
         yield (
             f"student.kind is {recipe.student.kind} and there is no teacher to make it from; "
             f"student.{made_from} must name a model then. Name it, or add a teacher."
+        )
+
+
+def _of_writing(recipe: Recipe) -> Iterator[str]:
+    """Of completions that models write while the run goes on."""
+    settings, who = recipe.rollouts, writes(recipe.rollouts)
+    if "teacher" in who and recipe.teacher is None:
+        yield (
+            f"rollouts.kind is {settings.kind} and the teacher is to write, but teacher is "
+            "missing; it must be given. Name a model in teacher.model, or let the student write."
+        )
+    if who and recipe.training.tokens_per_step is not None:
+        yield (
+            f"training.tokens_per_step is {recipe.training.tokens_per_step}, and how many tokens "
+            "a model writes is known only afterwards; it must be null, so that a step's rows are "
+            "written together. Give training.rows_per_step."
+        )
+    if settings.trained_turns == "all" and not isinstance(settings, DatasetRolloutSettings):
+        yield (
+            f"rollouts.trained_turns is all, and a model writes only the last turn; it must be "
+            f"last where rollouts.kind is {settings.kind}. Leave it out."
+        )
+    own_words = isinstance(settings, StudentRolloutSettings | ReplayRolloutSettings)
+    own_labels = recipe.objective.kind == "cross_entropy" and not recipe.objective.needs_teacher
+    if own_words and own_labels:
+        yield (
+            f"rollouts.kind is {settings.kind} with cross_entropy on the completions' own "
+            "tokens; it must be an objective with a teacher. The student would learn what it "
+            "says already: the gradient is noise around 0. Change objective.kind, or let the "
+            "teacher write."
+        )
+
+
+def _of_shared_rows(recipe: Recipe, other: Recipe) -> Iterator[str]:
+    """A baseline is given the rows that were read for the recipe."""
+    # A limit on what a model writes is its own; one on the data's completions is the rows'.
+    own = {"shuffle"} | (set() if needs_completions(other.rollouts) else {"max_completion_tokens"})
+    for name in sorted(RowSettings.model_fields.keys() - own):
+        ours, theirs = getattr(recipe.rollouts, name), getattr(other.rollouts, name)
+        if ours != theirs:
+            yield (
+                f"rollouts.{name} is {theirs!r}; it must be {ours!r}, as in the recipe, whose rows "
+                "its baselines share. Leave it out, or compare two recipes."
+            )
+    if needs_completions(other.rollouts) and not needs_completions(recipe.rollouts):
+        yield (
+            f"rollouts.kind is {other.rollouts.kind}, which trains on the data's completions, and "
+            f"the recipe's ({recipe.rollouts.kind}) reads rows without any; it must be one that "
+            "needs none. Exchange the two: make that the recipe and this its baseline."
         )
 
 

@@ -14,6 +14,7 @@ from tutelage.core.settings import Settings
 from tutelage.objectives import MoveSettings, ObjectiveSettings, from_settings
 from tutelage.objectives.moved_targets import NoMove
 from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in, read_recipe
+from tutelage.rollouts import RolloutSettings
 from tutelage.students import StudentSettings
 from tutelage.training import TrainingSettings
 
@@ -54,41 +55,6 @@ class ToyTeacherSettings(Settings):
 
 
 TeacherSettings = Annotated[LiveTeacherSettings | ToyTeacherSettings, Field(discriminator="kind")]
-
-
-@final
-class DatasetRolloutSettings(Settings):
-    """Prompts with finished answers, from a file or a dataset of the hub."""
-
-    kind: Literal["dataset"] = "dataset"
-    data: str
-    """A `.jsonl`, `.json`, `.csv` or `.parquet` file, a dataset on the hub, or `preset:FILE` for
-    one that ships inside the package. Rows have `prompt` and `completion`, or `messages`."""
-    split: str = "train"
-    """Which split of a hub dataset."""
-    subset: str | None = None
-    """Which configuration of a hub dataset."""
-    columns: Mapping[str, str] = Field(default_factory=dict[str, str])
-    """Our name to the data's name for it, such as {prompt: question, completion: answer}."""
-    num_rows: PositiveInt | None = None
-    """How many rows to use, from the first; null uses all."""
-    max_prompt_tokens: PositiveInt = 512
-    """A longer prompt is never cut: see `too_long`."""
-    max_completion_tokens: PositiveInt = 512
-    """A longer completion is cut there, and counted in the report."""
-    too_long: Literal["error", "drop"] = "error"
-    """What to do with a row whose prompt is too long: stop, or leave it out and count it."""
-    trained_turns: Literal["last", "all"] = "last"
-    """Of `messages`, train on the last answer or on every answer of the assistant."""
-    shuffle: bool = True
-    """Draw a new order every epoch; false reads the rows as they come."""
-    chat_template: str | None = None
-    """A Jinja template in place of the tokenizer's own."""
-    template_arguments: Mapping[str, Any] = Field(default_factory=dict[str, Any])
-    """What the template is given besides the messages, such as {enable_thinking: false}."""
-
-
-RolloutSettings: TypeAlias = DatasetRolloutSettings
 
 
 @final

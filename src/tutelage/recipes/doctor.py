@@ -14,9 +14,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import Rollout
 from tutelage.recipes.assemble import (
-    Rows,
     check_vocabularies,
-    prepare_rows,
     student_config,
     student_tokenizer,
     teacher_config,
@@ -25,6 +23,15 @@ from tutelage.recipes.assemble import (
 )
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import LiveTeacherSettings, Recipe
+from tutelage.recipes.rows import (
+    Rows,
+    described,
+    needs_completions,
+    prepare_rows,
+    refuse_no_room,
+    writes,
+)
+from tutelage.rollouts import WritingSettings
 from tutelage.text import num_tokens
 
 Verdict = Literal["fine", "note", "wrong"]
@@ -62,6 +69,7 @@ def examine(recipe: Recipe) -> list[Finding]:
     found += _collected("chat template", lambda: _template(recipe, tokenizer, rows))
     found += _collected("end of turn", lambda: _ends(recipe, tokenizer, shape, rows))
     found += _collected("lengths", lambda: _lengths(recipe, rows, shape, teacher))
+    found += _collected("rollouts", lambda: _writing(recipe, rows, shape, teacher))
     return found
 
 
@@ -199,8 +207,12 @@ def _is_plain(row: Rollout) -> bool:
 def _ends(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, shape: PretrainedConfig, rows: Rows
 ) -> Iterator[Finding]:
-    last = {row.completion_ids[-1] for row in rows.training if not row.truncated}
+    completed = [row for row in rows.training if row.completion_ids]
+    last = {row.completion_ids[-1] for row in completed if not row.truncated}
     stops = _stops(recipe, shape)
+    if not completed:
+        yield from _stops_at(tokenizer, stops)
+        return
     names = ", ".join(repr(tokenizer.decode([token])) for token in sorted(last))
     if not last:
         yield _note("end of turn", "every completion is cut, so the student never learns to stop")
@@ -215,6 +227,19 @@ def _ends(
         )
 
 
+def _stops_at(tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> Iterator[Finding]:
+    """Where nothing but the models' own words shows how a turn ends."""
+    if not stops:
+        yield _wrong(
+            "end of turn",
+            "the model's generation config names no end, so every completion would be cut; set "
+            "eos_token_id in generation_config.json",
+        )
+        return
+    names = ", ".join(repr(tokenizer.decode([token])) for token in sorted(stops))
+    yield _fine("end of turn", f"what is written stops at {names}")
+
+
 def _stops(recipe: Recipe, shape: PretrainedConfig) -> set[int]:
     """Token ids at which generation stops: the generation config's, or else the config's."""
     found: Any = getattr(shape, "eos_token_id", None)
@@ -224,6 +249,41 @@ def _stops(recipe: Recipe, shape: PretrainedConfig) -> set[int]:
     if found is None:
         return set()
     return set(found) if isinstance(found, list | tuple) else {int(found)}
+
+
+def _writing(
+    recipe: Recipe,
+    rows: Rows,
+    shape: PretrainedConfig,
+    teacher: PretrainedConfig | None,
+) -> Iterator[Finding]:
+    """Of completions that models write while the run goes on."""
+    settings = recipe.rollouts
+    yield _fine("rollouts", described(settings))
+    if not isinstance(settings, WritingSettings):
+        return
+    refuse_no_room(recipe, rows.training, {"student": shape, "teacher": teacher})
+    longest = max(len(row.prompt.student_ids) for row in rows.training)
+    longest += settings.max_completion_tokens
+    if longest > recipe.training.micro_batch_tokens:
+        yield _note(
+            "rollouts",
+            f"a row may grow to {longest} tokens, more than training.micro_batch_tokens "
+            f"({recipe.training.micro_batch_tokens}), and then is a forward by itself",
+        )
+    if "student" in writes(settings) and settings.temperature == 0:
+        yield _note(
+            "rollouts",
+            "a greedy student writes the same until its weights move, and never sees what it says "
+            "at random when it is used: rollouts.temperature 1 samples what it would say",
+        )
+    remembered = recipe.teacher.remember_megabytes if recipe.teacher else 0
+    if not needs_completions(settings) and remembered:
+        yield _note(
+            "rollouts",
+            f"what is written hardly ever comes twice, and teacher.remember_megabytes is "
+            f"{remembered}: little more than the held-out rows needs remembering",
+        )
 
 
 def _lengths(

@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
+from transformers import PretrainedConfig
+
 from tutelage.models import ParameterCount, parameter_count
 from tutelage.recipes.assemble import student_config, teacher_config, vocabulary_size
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import LiveTeacherSettings, Recipe
+from tutelage.recipes.rows import described
+from tutelage.rollouts import WritingSettings
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 _MEGABYTE = 2**20
@@ -28,6 +32,8 @@ class Outline:
     tokens_per_micro_batch: int
     steps: int
     rows_per_step: int
+    rollouts: str
+    """Who completes the rows, and how."""
     memory_megabytes: dict[str, int | float]
     """What for, and about how much."""
     warnings: list[str]
@@ -38,6 +44,7 @@ class Outline:
         yield "student", _size(self.student)
         yield "teacher", "none" if self.teacher is None else _size(self.teacher)
         yield "steps", f"{self.steps} of {self.rows_per_step} rows"
+        yield "rollouts", self.rollouts
         yield "forward", f"up to {self.tokens_per_micro_batch:,} tokens at once"
         for name, megabytes in self.memory_megabytes.items():
             yield f"memory: {name}", f"about {_memory(megabytes)}"
@@ -72,15 +79,30 @@ def outline_of(recipe: Recipe) -> Outline:
         dtype = recipe.teacher.dtype if isinstance(recipe.teacher, LiveTeacherSettings) else "auto"
         memory["teacher"] = teacher.total * (_BYTES[dtype] if live else 4)
         memory["answers remembered, at most"] = recipe.teacher.remember_megabytes * _MEGABYTE
+    if isinstance(recipe.rollouts, WritingSettings):
+        memory["keys and values while writing"] = _kept_while_writing(recipe, shape)
     return Outline(
         student=student,
         teacher=teacher,
         tokens_per_micro_batch=num_tokens,
         steps=training.num_steps,
         rows_per_step=training.rows_per_step,
+        rollouts=described(recipe.rollouts),
         memory_megabytes={name: size / _MEGABYTE for name, size in memory.items()},
         warnings=list(contradictions(recipe)),
     )
+
+
+def _kept_while_writing(recipe: Recipe, shape: PretrainedConfig) -> int:
+    """Bytes of the cache where the student writes, its rows as long as they may become."""
+    settings, text = recipe.rollouts, shape.get_text_config()
+    assert isinstance(settings, WritingSettings)  # noqa: S101  the caller has looked
+    num_rows = min(settings.batch_rows, recipe.training.rows_per_step)
+    longest = settings.max_prompt_tokens + settings.max_completion_tokens
+    heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    width = 2 * heads * int(size)
+    return num_rows * longest * width * text.num_hidden_layers * _BYTES[recipe.student.dtype]
 
 
 def _size(count: ParameterCount) -> str:

@@ -15,6 +15,7 @@ from tutelage.recipes.check import check_output, check_recipe
 from tutelage.recipes.config import Recipe, baseline, from_tree, load, to_tree, to_yaml
 from tutelage.recipes.measure import Measurer, Scribe, read_object
 from tutelage.recipes.narrator import Narrator, Silence
+from tutelage.recipes.rows import described, writes
 from tutelage.reports.compare import FILE_NAME as COMPARISON
 from tutelage.reports.comparison import write_comparison
 from tutelage.reports.page import write_report
@@ -179,6 +180,8 @@ def _notes(part: _Part) -> list[str]:
         f"{len(rows.training)} training rows and {len(rows.held_out)} held-out rows from "
         f"{recipe.rollouts.data}; {recipe.training.num_steps} steps, seed {recipe.seed}."
     )
+    if writes(recipe.rollouts):
+        notes.append(f"Rollouts: {described(recipe.rollouts)}.")
     if recipe.baselines:
         notes.append("Baselines start from the same student and see the same rows in order.")
     return notes + rows.notes
@@ -198,7 +201,7 @@ def _write_settings(folder: RunFolder, recipe: Recipe) -> None:
 def _empty(folder: RunFolder) -> None:
     """Delete an earlier run: only what runs write, so that a mistaken output loses nothing else."""
     names = (
-        "recipe", "versions", "metrics", "samples", "tokens", "positions", "summary",
+        "recipe", "versions", "metrics", "rollouts", "samples", "tokens", "positions", "summary",
         "checkpoints", "student", "plots", "report",
     )  # fmt: skip
     paths = [getattr(folder, name) for name in names]

@@ -1,10 +1,11 @@
 """Where the rows of a step come from, as an interface."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tutelage.core.records import Rollout
+from tutelage.rollouts.share import ShareClock
 
 
 class RolloutSource(ABC):
@@ -20,7 +21,7 @@ class RolloutSource(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """The place in the supply, as plain numbers; the same on every process."""
+        """The place in the supply, as plain values."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -33,3 +34,13 @@ class RolloutSource(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Rows in one epoch, over all processes."""
+
+    @property
+    def clocks(self) -> Sequence[ShareClock]:
+        """What the trainer moves once after each optimiser step; saved by `state_dict`."""
+        return ()
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens that models have written for this source, in this process."""
+        return 0

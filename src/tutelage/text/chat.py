@@ -80,6 +80,16 @@ class Formatter:
             truncated=cut,
         )
 
+    def open_rollout(self, row: Mapping[str, Any], name: str) -> Rollout:
+        """`rollout` of a row with a completion; a rollout without a token of one elsewhere.
+
+        Raises:
+            DataError: as in `rollout` and `prompt`.
+        """
+        if _is_completed(row):
+            return self.rollout(row, name)
+        return Rollout(prompt=self.prompt(row, name), completion_ids=())
+
     def prompt(self, row: Mapping[str, Any], name: str) -> Prompt:
         """The row's prompt alone: what comes before the (last) answer, up to where one begins.
 
@@ -100,9 +110,15 @@ class Formatter:
             raise _bad(name, "prompt", "empty", "at least one message", "Fill it, or drop the row")
         return self._prompt(row, name, self._template(name).prompt_ids(messages))
 
-    def rollouts(self, rows: Iterable[tuple[Mapping[str, Any], str]]) -> Formatted[Rollout]:
-        """`rollout` of every (row, name); prompts over the limit by the rule of `too_long`."""
-        return self._sorted_out(rows, self.rollout)
+    def rollouts(
+        self, rows: Iterable[tuple[Mapping[str, Any], str]], *, completed: bool = True
+    ) -> Formatted[Rollout]:
+        """`rollout` of every (row, name); prompts over the limit by the rule of `too_long`.
+
+        Args:
+            completed: False takes rows without a completion too, by `open_rollout`.
+        """
+        return self._sorted_out(rows, self.rollout if completed else self.open_rollout)
 
     def prompts(self, rows: Iterable[tuple[Mapping[str, Any], str]]) -> Formatted[Prompt]:
         """`prompt` of every (row, name); prompts over the limit by the rule of `too_long`."""
@@ -207,6 +223,17 @@ class Formatter:
 
     def _encode(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _is_completed(row: Mapping[str, Any]) -> bool:
+    if "prompt" in row:
+        return row.get("completion") is not None
+    messages = row.get("messages")
+    if not isinstance(messages, Sequence) or not messages:
+        # Whatever is wrong with it, `rollout` says so.
+        return True
+    last = cast("Sequence[Any]", messages)[-1]
+    return not isinstance(last, Mapping) or cast("Mapping[str, Any]", last).get("role") != "user"
 
 
 def _text(row: Mapping[str, Any], column: str, name: str) -> str:

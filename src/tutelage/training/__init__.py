@@ -2,6 +2,7 @@
 
 from tutelage.training.clocks import TaidClock, learning_rate_at
 from tutelage.training.hooks import (
+    Collected,
     Ended,
     Evaluated,
     Event,
@@ -12,13 +13,14 @@ from tutelage.training.hooks import (
     StepDone,
     Stopping,
 )
-from tutelage.training.loop import Evaluate, Trainer, TrainingResult
-from tutelage.training.metrics import StepRecord, StepTotals
+from tutelage.training.loop import Evaluate, Trainer
+from tutelage.training.metrics import StepRecord, StepTotals, TrainingResult
 from tutelage.training.ranks import Ranks
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful
 
 __all__ = [
+    "Collected",
     "Ended",
     "Evaluate",
     "Evaluated",

@@ -4,8 +4,9 @@ Counting comes after the rollouts are there and covers all micro-batches and ran
 over the tokens that are really trained.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -43,6 +44,13 @@ class Window:
     """Trained tokens, over all micro-batches and ranks."""
     num_rows: Int[Tensor, ""]
     """Rows with at least one trained token, over all micro-batches and ranks."""
+    numbers: Mapping[str, float] = field(default_factory=dict[str, float])
+    """For the log: the shares that decided who writes, and what models wrote, over all ranks."""
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        """This rank's rows."""
+        return [row for micro_batch in self.micro_batches for row in micro_batch.rollouts]
 
 
 @final
@@ -61,8 +69,45 @@ class Collector:
             raise ConfigError(message)
 
     def collect(self) -> Window:
-        """The next window: rollouts first, then counting."""
-        return self.window(self._take())
+        """The next window: rollouts first, then counting.
+
+        Raises:
+            NumericsError: a model that writes gave scores that are not finite.
+        """
+        shares = {clock.name: clock.share for clock in self._source.clocks}
+        before, started = self._source.num_generated, time.perf_counter()
+        rows = self._take()
+        effort = (self._source.num_generated - before, time.perf_counter() - started)
+        return replace(self.window(rows), numbers={**shares, **self._written(rows, *effort)})
+
+    def _written(
+        self, rows: Sequence[Rollout], num_generated: int, seconds: float
+    ) -> Mapping[str, float]:
+        """What the rows written by models are like; nothing where there are none."""
+        written = [row for row in rows if row.source != "dataset"]
+        here = [
+            float(len(rows)),
+            float(len(written)),
+            float(sum(len(row.completion_ids) for row in written)),
+            float(sum(row.truncated for row in written)),
+            float(sum(row.is_empty for row in written)),
+            float(num_generated),
+            seconds / self._ranks.num_ranks,
+        ]
+        counted = torch.tensor(here, dtype=torch.float64, device=self._ranks.device)
+        total: list[float] = self._ranks.total(counted).tolist()
+        num_rows, num_written, num_tokens, num_truncated, num_empty, generated, seconds = total
+        if not num_written:
+            return {}
+        return {
+            "written_share": num_written / num_rows,
+            "completion_tokens": num_tokens / num_written,
+            "truncated_share": num_truncated / num_written,
+            "eos_rate": 1 - num_truncated / num_written,
+            "empty_share": num_empty / num_written,
+            "generated_tokens": generated,
+            "generated_tokens_per_second": generated / max(seconds, 1e-9),
+        }
 
     def window(self, rows: Sequence[Rollout]) -> Window:
         """These rows of this rank, and those that the other ranks bring to the same call."""
@@ -77,9 +122,12 @@ class Collector:
 
     def _take(self) -> list[Rollout]:
         wanted = self._settings.tokens_per_step
-        if wanted is None:
-            return self._source.take(self._settings.rows_per_step // self._ranks.num_ranks)
         rows: list[Rollout] = []
+        if wanted is None:
+            num_rows = self._settings.rows_per_step // self._ranks.num_ranks
+            # A model that fails to write on one rank must not leave the others waiting.
+            self._ranks.together(lambda: rows.extend(self._source.take(num_rows)))
+            return rows
         num_tokens = 0
         # One row a rank at a time: all ranks must take the same number from the source.
         while num_tokens < wanted:

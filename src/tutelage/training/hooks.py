@@ -6,7 +6,7 @@ nothing. Match on the events it cares about and ignore the rest.
 
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,6 +22,7 @@ from rich.progress import (
     TextColumn,
 )
 
+from tutelage.core.records import Rollout
 from tutelage.training.metrics import StepRecord
 
 
@@ -33,6 +34,16 @@ class Started:
     step: int
     """Steps already done: 0 for a new run."""
     num_steps: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """This rank's rows of a step are there; the step itself is still to come."""
+
+    step: int
+    """The step that they are for, counted from 1."""
+    rollouts: Sequence[Rollout]
 
 
 @final
@@ -75,7 +86,7 @@ class Ended:
     step: int
 
 
-Event: TypeAlias = Started | StepDone | Evaluated | Saved | Stopping | Ended
+Event: TypeAlias = Started | Collected | StepDone | Evaluated | Saved | Stopping | Ended
 Hook: TypeAlias = Callable[[Event], None]
 
 
@@ -102,7 +113,7 @@ class ProgressBar:
                 self._console.print("Stopping after this step. Ctrl-C again drops the step.")
             case Ended():
                 self._stop()
-            case Saved():
+            case Collected() | Saved():
                 pass
 
     def _start(self, event: Started) -> None:

@@ -24,6 +24,7 @@ from tutelage.training.checkpoint import Checkpoints, Identity, Keeper
 from tutelage.training.clocks import TaidClock, learning_rate_at
 from tutelage.training.collect import Collector
 from tutelage.training.hooks import (
+    Collected,
     Ended,
     Evaluated,
     Event,
@@ -34,40 +35,15 @@ from tutelage.training.hooks import (
     StepDone,
     Stopping,
 )
-from tutelage.training.metrics import StepRecord, StepTotals, Stopwatch
+from tutelage.training.metrics import StepRecord, StepTotals, Stopwatch, TrainingResult
 from tutelage.training.optimizer import build_optimizer, set_learning_rate
 from tutelage.training.ranks import Ranks
 from tutelage.training.settings import TrainingSettings
-from tutelage.training.state_tree import Stateful
+from tutelage.training.state_tree import Stateful, dotted
 from tutelage.training.step import LossModule, Stepper
 
 Evaluate = Callable[[], Mapping[str, float]]
 """Measures the student on held-out rows. It may look at everything and move nothing."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """How a call of `train` ended."""
-
-    step: int
-    """Optimiser steps done, those of earlier calls included."""
-    interrupted: bool
-    """Ctrl-C came before the last step."""
-    resumed_from: int | None
-    """The checkpoint's step, where there was one."""
-    last: StepRecord | None
-    """The last step of this call; None where nothing was left to do."""
-    evaluations: Sequence[Mapping[str, int | float]]
-    """What `evaluate` said in this call, each with its `step`."""
-    trained_tokens: int
-    """Over the whole run."""
-    seconds: float
-    """Over the whole run, stops left out."""
-    checkpoint: Path | None
-    """The newest one."""
-    advice: str
-    """How to go on after Ctrl-C, for people; empty otherwise."""
 
 
 @final
@@ -216,8 +192,9 @@ class _Run:
         learning_rate = learning_rate_at(self._step, settings)
         t = None if self._clock is None else self._clock.t
         set_learning_rate(self._optimizer, learning_rate)
-        window = self._collector.collect()
         try:
+            window = self._collector.collect()
+            self._tell(Collected(step=self._step + 1, rollouts=window.rollouts))
             totals = self._stepper.step(window, t=t, stop_requested=stop_requested)
         except NumericsError as error:
             message = f"Step {self._step + 1}: {error}"
@@ -226,13 +203,21 @@ class _Run:
             heard = totals.moved_cross_entropy
             self._clock.move(loss=totals.loss if heard is None else heard, step=self._step)
         self._step += 1
+        for clock in self._trainer.rollouts.clocks:
+            clock.move(done=self._step / settings.num_steps)
         self._trained_tokens += totals.num_tokens
-        self._record(totals, learning_rate, t)
+        self._record(totals, learning_rate, t, window.numbers)
         self._evaluate_if(due=_divides(settings.evaluate_every, self._step))
         self._save_if(due=_divides(settings.save_every, self._step))
         return totals.stop_requested and self._step < settings.num_steps
 
-    def _record(self, totals: StepTotals, learning_rate: float, t: float | None) -> None:
+    def _record(
+        self,
+        totals: StepTotals,
+        learning_rate: float,
+        t: float | None,
+        rollouts: Mapping[str, float],
+    ) -> None:
         num_steps = self._settings.num_steps
         tokens_per_second = totals.num_tokens / self._watch.end_step()
         record = StepRecord(
@@ -244,6 +229,7 @@ class _Run:
             seconds=self._watch.seconds,
             tokens_per_second=tokens_per_second,
             eta_seconds=self._watch.eta_seconds(num_steps - self._step),
+            rollouts=rollouts,
         )
         self._last = record
         if self._log is not None:
@@ -345,9 +331,9 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         trainer = self._trainer
         return {
-            **_dotted("training", trainer.settings.shaping()),
-            **_dotted("objective", trainer.objective.model_dump(mode="json")),
-            **_dotted("move", trainer.move.model_dump(mode="json")),
+            **dotted("training", trainer.settings.shaping()),
+            **dotted("objective", trainer.objective.model_dump(mode="json")),
+            **dotted("move", trainer.move.model_dump(mode="json")),
             **trainer.identity,
             "parts": sorted(trainer.parts),
         }
@@ -386,13 +372,3 @@ def _clock_of(move: Move, settings: TrainingSettings) -> TaidClock | None:
 
 def _divides(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
-
-
-def _dotted(prefix: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_dotted(f"{prefix}.{key}", value))
-        else:
-            flat[f"{prefix}.{key}"] = value
-    return flat

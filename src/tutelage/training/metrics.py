@@ -1,7 +1,9 @@
 """What a step was like, in numbers that are the same on all ranks."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import final
 
 _SMOOTH = 0.9
@@ -42,6 +44,8 @@ class StepRecord:
     tokens_per_second: float
     eta_seconds: float
     """Until the last step, at the pace of the last few."""
+    rollouts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What models have written for this step, and the shares that decided it; see `Window`."""
 
     def numbers(self) -> dict[str, float]:
         """What the log keeps besides step, phase and seconds."""
@@ -56,7 +60,32 @@ class StepRecord:
             numbers["t"] = self.t
         if self.totals.moved_cross_entropy is not None:
             numbers["moved_cross_entropy"] = self.totals.moved_cross_entropy
-        return numbers
+        return {**numbers, **self.rollouts}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How a call of `train` ended."""
+
+    step: int
+    """Optimiser steps done, those of earlier calls included."""
+    interrupted: bool
+    """Ctrl-C came before the last step."""
+    resumed_from: int | None
+    """The checkpoint's step, where there was one."""
+    last: StepRecord | None
+    """The last step of this call; None where nothing was left to do."""
+    evaluations: Sequence[Mapping[str, int | float]]
+    """What `evaluate` said in this call, each with its `step`."""
+    trained_tokens: int
+    """Over the whole run."""
+    seconds: float
+    """Over the whole run, stops left out."""
+    checkpoint: Path | None
+    """The newest one."""
+    advice: str
+    """How to go on after Ctrl-C, for people; empty otherwise."""
 
 
 @final

@@ -110,3 +110,14 @@ def _decode(tree: Tree, tensors: Mapping[str, Tensor]) -> Tree:
             return {key: _decode(value, tensors) for key, value in encoded["items"]}
         case _:
             return {key: _decode(value, tensors) for key, value in encoded.items()}
+
+
+def dotted(prefix: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of settings as one level of dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(dotted(f"{prefix}.{key}", value))
+        else:
+            flat[f"{prefix}.{key}"] = value
+    return flat

@@ -1,0 +1,25 @@
+"""The rows of a run: read and divided, handed to whoever completes them, shown in the log."""
+
+from tutelage.recipes.rows.prepare import (
+    Rows,
+    data_source,
+    formatter,
+    needs_completions,
+    prepare_rows,
+)
+from tutelage.recipes.rows.scribe import RolloutScribe
+from tutelage.recipes.rows.sources import Writers, described, make_rollouts, refuse_no_room, writes
+
+__all__ = [
+    "RolloutScribe",
+    "Rows",
+    "Writers",
+    "data_source",
+    "described",
+    "formatter",
+    "make_rollouts",
+    "needs_completions",
+    "prepare_rows",
+    "refuse_no_room",
+    "writes",
+]

@@ -1,0 +1,58 @@
+"""What cannot be meant cannot be written."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from tutelage.rollouts import RolloutSettings, WritingSettings
+
+ADAPTER: TypeAdapter[Any] = TypeAdapter(RolloutSettings)
+
+
+def made(**settings: Any) -> Any:
+    return ADAPTER.validate_python({"data": "rows.jsonl", **settings})
+
+
+@pytest.mark.parametrize("kind", ["dataset", "student", "teacher", "mixed", "replay"])
+def test_every_kind_needs_its_data_alone(kind: str) -> None:
+    assert made(kind=kind).kind == kind
+
+
+def test_the_engine_is_told_what_the_settings_say() -> None:
+    settings = made(
+        kind="student", max_completion_tokens=7, temperature=0.5, top_p=0.9, top_k=4, batch_rows=3
+    )
+    assert isinstance(settings, WritingSettings)
+    assert settings.sampling.model_dump() == {
+        "max_completion_tokens": 7,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 4,
+        "batch_rows": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"kind": "student", "temperature": 0, "top_p": 0.9}, "always takes the likeliest"),
+        ({"kind": "student", "temperature": 0, "top_k": 5}, "always takes the likeliest"),
+        ({"kind": "student", "student_share": 0.5}, "Extra inputs"),
+        ({"kind": "dataset", "temperature": 1}, "Extra inputs"),
+        ({"kind": "mixed", "student_share": 1.5}, "less than or equal to 1"),
+        ({"kind": "mixed", "otherwise": "replay"}, "'dataset' or 'teacher'"),
+        ({"kind": "replay", "fresh_share": 0}, "greater than 0"),
+        ({"kind": "replay", "fresh_share": 1}, "nothing kept would ever be trained on"),
+        ({"kind": "replay", "buffer_rows": 0}, "greater than 0"),
+        ({"kind": "student", "temperature": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        made(**settings)
+
+
+def test_imitkd_and_distillm_can_be_written() -> None:
+    made(kind="replay", fresh_share=1, train_on="buffer")
+    made(kind="replay", fresh_share=1, final_fresh_share=0)
