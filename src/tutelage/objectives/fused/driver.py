@@ -141,6 +141,8 @@ class Walk:
             num_tokens,
             bytes_per_token=sum(s.bytes_per_token for s in linear),
             memory_bytes=problem.options.memory_bytes,
+            dtype=self.student.hidden.dtype,
+            on_cpu=self.student.hidden.device.type == "cpu",
         )
         self.tile_tokens = max(min(self.tile_tokens, num_tokens), 1)
         for scores in linear:
