@@ -24,7 +24,7 @@ from tutelage.objectives.row_kernels.mixtures import (
     skew_forward_kl_rows,
     skew_reverse_kl_rows,
 )
-from tutelage.objectives.row_kernels.moves import mix_rows
+from tutelage.objectives.row_kernels.moves import budget_rows, mix_rows
 from tutelage.objectives.row_kernels.powers import alpha_beta_rows
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "alpha_beta_rows",
     "amid_alpha_beta_rows",
     "amid_kl_rows",
+    "budget_rows",
     "concrete_score_rows",
     "direct_logit_rows",
     "forget_scratch",
