@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,9 @@ from tests.cli.conftest import FAST
 from tests.tiny_models import byte_tokenizer, tiny_llama
 from tutelage.core.errors import CheckpointError
 from tutelage.models import CausalLM, save_model
-from tutelage.recipes.config import Recipe, load
+from tutelage.recipes.assemble import prepare_rows
+from tutelage.recipes.check import contradictions
+from tutelage.recipes.config import Recipe, load, varied
 from tutelage.recipes.run import Outcome, run_recipe
 
 
@@ -25,6 +28,48 @@ def folder(tmp_path: Path) -> Path:
 def recipe_of(folder: Path, *overrides: str) -> Recipe:
     teacher = f"teacher={{kind: live, model: {folder / 'one'}}}"
     return load("tiny", [*FAST, f"output={folder / 'run'}", teacher, "baselines={}", *overrides])
+
+
+def rows_with_solutions(folder: Path) -> str:
+    path = folder / "rows.jsonl"
+    rows = (
+        {
+            "prompt": [{"role": "user", "content": f"What is {n} plus {n}?"}],
+            "completion": f"It is {2 * n}.",
+            "solution": f"twice {n}",
+        }
+        for n in range(12)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_teacher_may_read_a_template_of_its_own(folder: Path) -> None:
+    data = f"rollouts={{data: {rows_with_solutions(folder)}}}"
+    template = "rollouts.teacher_template='{{ row.solution }}: {{ messages[0].content }} = '"
+    recipe, plain = recipe_of(folder, data, template), recipe_of(folder, data)
+    tokenizer = byte_tokenizer()
+    rows = prepare_rows(recipe, tokenizer)
+    for row in (*rows.training, *rows.held_out):
+        assert row.prompt.teacher_ids is not None
+        read = tokenizer.decode(row.prompt.teacher_ids)
+        n = read.split()[1].strip(":")
+        assert read == f"twice {n}: What is {n} plus {n}? = "
+    assert all(row.prompt.teacher_ids is None for row in prepare_rows(plain, tokenizer).training)
+    told, untold = run_recipe(recipe).summary["rows"], summary_of(plain, folder / "plain")
+    assert told[0]["perplexity"] == untold[0]["perplexity"]
+    assert told[0]["forward_kl"] != untold[0]["forward_kl"]
+
+
+def summary_of(recipe: Recipe, output: Path) -> Any:
+    return run_recipe(varied(recipe, {"output": str(output)})).summary["rows"]
+
+
+def test_a_template_that_nobody_reads_is_refused(folder: Path) -> None:
+    words = ("rollouts.teacher_template=x", "objective=cross_entropy", "teacher=null")
+    recipe = recipe_of(folder, *words, f"student={folder / 'one'}")
+    (line,) = contradictions(recipe)
+    assert line.startswith("rollouts.teacher_template is given, and there is no teacher")
 
 
 def stop_after_two_steps(outcome: Outcome) -> None:
