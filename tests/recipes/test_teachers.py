@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.cli.conftest import FAST
 from tests.tiny_models import byte_tokenizer, tiny_llama
 from tutelage.core.errors import CheckpointError
 from tutelage.models import CausalLM, save_model
-from tutelage.recipes.assemble import prepare_rows
+from tutelage.recipes.assemble import assemble, make_student, prepare_rows
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import Recipe, load, varied
+from tutelage.recipes.narrator import Silence
 from tutelage.recipes.run import Outcome, run_recipe
 
 
@@ -70,6 +73,24 @@ def test_a_template_that_nobody_reads_is_refused(folder: Path) -> None:
     recipe = recipe_of(folder, *words, f"student={folder / 'one'}")
     (line,) = contradictions(recipe)
     assert line.startswith("rollouts.teacher_template is given, and there is no teacher")
+
+
+def test_a_teacher_held_in_bfloat16_gives_a_student_whose_weights_are_not(folder: Path) -> None:
+    held = ("teacher.dtype=bfloat16", "training.precision=bf16", "training.learning_rate=1e-5")
+    recipe = recipe_of(folder, *held, "training.num_steps=2")
+    work = assemble(recipe, None, Silence())
+    assert work.teacher_model is not None
+    first = dict(make_student(recipe, work).lm.model.named_parameters())
+    outcome = run_recipe(recipe, work=work)
+    last = load_file(outcome.student / "model.safetensors")
+    assert {weight.dtype for weight in last.values()} == {torch.float32}
+    assert {weight.dtype for weight in work.teacher_model.lm.parameters()} == {torch.bfloat16}
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(first[name], first[name].bfloat16().float())
+    # Steps far smaller than the spacing of bfloat16 are kept.
+    moved = (last[name] - first[name]).abs().max()
+    assert 1e-6 < moved < 1e-4
+    assert not torch.equal(last[name], last[name].bfloat16().float())
 
 
 def stop_after_two_steps(outcome: Outcome) -> None:
