@@ -41,7 +41,21 @@ OTHERS: list[Case] = [
     {"kind": "amid", "curve": 1.0, "temperature": 2.5, "scale_by_t2": True},
 ]
 
-CASES = [*AMIDS, *ALPHA_BETAS, *DIRECT_LOGITS, *OTHERS]
+
+def sum_of(*objectives: Case) -> Case:
+    parts = [{"weight": 0.5 + i, "objective": one} for i, one in enumerate(objectives)]
+    return {"kind": "weighted_sum", "parts": parts}
+
+
+REVERSE_KL, JSD = {"kind": "reverse_kl"}, {"kind": "jsd"}
+SUMS = [
+    sum_of({"kind": "amid", "curve": 1.0}),
+    sum_of(JSD, REVERSE_KL, {"kind": "alpha_beta"}),
+    sum_of(JSD, sum_of(REVERSE_KL, sum_of(JSD, {"kind": "todi"}), {"kind": "amid"}), REVERSE_KL),
+    sum_of(sum_of(REVERSE_KL, JSD), sum_of(JSD, {"kind": "todi"}), {"kind": "alpha_beta"}),
+]
+
+CASES = [*SUMS, *AMIDS, *ALPHA_BETAS, *DIRECT_LOGITS, *OTHERS]
 EVERYTHING = [*CASES, *(case for case in EVERY if case not in CASES)]
 
 

@@ -1,7 +1,7 @@
 """Values and in-place gradients of a few cached rows: the arithmetic inside the fused loss."""
 
 from tutelage.objectives.row_kernels.amid import amid_alpha_beta_rows, amid_kl_rows
-from tutelage.objectives.row_kernels.compared import all_finite, forget_scratch
+from tutelage.objectives.row_kernels.compared import all_finite, forget_scratch, scratch_like
 from tutelage.objectives.row_kernels.concrete_score import (
     concrete_score_rows,
     mixture_concrete_score_rows,
@@ -42,6 +42,7 @@ __all__ = [
     "mix_rows",
     "mixture_concrete_score_rows",
     "reverse_kl_rows",
+    "scratch_like",
     "skew_forward_kl_rows",
     "skew_reverse_kl_rows",
     "symmetric_kl_rows",

@@ -62,8 +62,7 @@ def amid_kl_rows(
         values = dot(m.r, m.ratio)
         m.ratio.sub_(values[:, None]).mul_(m.student_part)
         slope = m.r.mul_(m.ratio.sub_(1) if with_student else m.ratio)
-    centre_by(slope, m.q)
-    student.copy_(slope)
+    centre_by(slope, m.q, out=student)
     return values
 
 
@@ -83,21 +82,24 @@ def amid_alpha_beta_rows(
     """
     with_student = "student" in between
     m = _mix(student, teacher, with_student=with_student, share=teacher_share, power=power)
-    alpha, beta = powers
     larger = torch.maximum(m.r_logp, student if with_student else teacher, out=m.r_logp)
     if between.startswith("mixture"):
         # The other way round is the same divergence with the powers exchanged.
-        alpha, beta = beta, alpha
+        powers = powers[1], powers[0]
     slope = teacher
     values, slope_of_side = alpha_beta_between(
-        larger, m.ratio, alpha=alpha, beta=beta, slope_of_second=slope, rise=student
+        larger,
+        m.ratio,
+        powers=powers,
+        slope_of_second=slope,
+        rise=student,
+        slope_of_first=with_student,
     )
-    centre_by(slope, m.r)
+    centre_by(slope, m.r, out=slope)
     slope.mul_(m.student_part)
     if with_student:
         slope.add_(slope_of_side)
-    centre_by(slope, m.q)
-    student.copy_(slope)
+    centre_by(slope, m.q, out=student)
     return values
 
 
@@ -120,12 +122,10 @@ def _mix(
         ratio.mul_(-share if with_student else 1 - share)
     else:
         mean, student_part = _power_mean(ratio, share, power)
-        torch.maximum(student, teacher, out=mixed).add_(mean)
+        torch.maximum(student, teacher, out=mixed).add_(mean, alpha=1 / power)
         # From the mean over the larger side to the mean over this one.
-        if with_student:
-            torch.sub(mean, ratio.clamp_(max=0), out=ratio)
-        else:
-            ratio.clamp_(min=0).add_(mean)
+        ratio = ratio.clamp_(max=0).neg_() if with_student else ratio.clamp_(min=0)
+        ratio.add_(mean, alpha=1 / power)
     softmax_into(r, mixed)
     total = (top_of(mixed) - top_of(r).log()).to(mixed.dtype)[:, None]
     softmax_into(q, student)
@@ -137,9 +137,9 @@ def _mix(
 def _power_mean(
     gap: Float[Tensor, "R V"], teacher_share: float, power: float
 ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "R V"]]:
-    """Log of the mean over the larger side, and the student's part of the mean.
+    """Log of (mean / larger side)^power, and the student's part of the mean.
 
-    With e = (smaller / larger)^power - 1 the mean is (1 + e * the smaller side's share)^(1/power).
+    With e = (smaller / larger)^power - 1 it is log(1 + e * the smaller side's share).
     """
     lead, fall, part = (scratch_like(gap, name) for name in ("lead", "fall", "part"))
     torch.sign(gap, out=lead)
@@ -149,4 +149,4 @@ def _power_mean(
     torch.mul(lead, -0.5, out=part).add_(0.5).mul_(fall).add_(1).mul_(1 - teacher_share)
     share_of_fall = lead.mul_(teacher_share - 0.5).add_(0.5).mul_(fall)
     part.div_(torch.add(share_of_fall, 1, out=fall))
-    return torch.log1p(share_of_fall, out=share_of_fall).div_(power), part
+    return torch.log1p(share_of_fall, out=share_of_fall), part

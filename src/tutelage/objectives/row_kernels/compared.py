@@ -67,9 +67,14 @@ def through_softmax(
     )
 
 
-def centre_by(slope: Float[Tensor, "R V"], q: Float[Tensor, "R V"]) -> None:
-    """From d value / d log q to d value / d scores, in place: slope - q * sum_v slope."""
-    slope.addcmul_(q, slope.sum(dim=-1, keepdim=True), value=-1)
+def centre_by(
+    slope: Float[Tensor, "R V"], q: Float[Tensor, "R V"], out: Float[Tensor, "R V"]
+) -> None:
+    """From d value / d log q to d value / d scores: slope - q * sum_v slope.
+
+    `out` may be `slope` or `q`.
+    """
+    torch.addcmul(slope, q, slope.sum(dim=-1, keepdim=True), value=-1, out=out)
 
 
 def top_of(rows: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:

@@ -48,8 +48,7 @@ def symmetric_kl_rows(
     c = compare(student, teacher)
     values = dot(c.q, c.gap) * reverse_weight - dot(c.p, c.gap) * forward_weight
     c.gap.mul_(reverse_weight).mul_(c.q).add_(c.p, alpha=-forward_weight)
-    centre_by(c.gap, c.q)
-    c.q.copy_(c.gap)
+    centre_by(c.gap, c.q, out=c.q)
     return values
 
 
@@ -61,8 +60,7 @@ def adaptive_kl_rows(
     share = _head_share(c.q, c.p, head_mass)
     values = (1 - share) * dot(c.q, c.gap) - share * dot(c.p, c.gap)
     c.gap.mul_((1 - share)[:, None]).mul_(c.q).addcmul_(c.p, share[:, None], value=-1)
-    centre_by(c.gap, c.q)
-    c.q.copy_(c.gap)
+    centre_by(c.gap, c.q, out=c.q)
     return values
 
 
@@ -126,8 +124,7 @@ def todi_rows(student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"]) -> F
     torch.sigmoid(c.gap, out=lower)
     # lower = 1 - a. In terms of it the slope is lower * (p + q * (gap + 1)) - p.
     c.gap.add_(1).mul_(c.q).add_(c.p).mul_(lower).sub_(c.p)
-    centre_by(c.gap, c.q)
-    c.q.copy_(c.gap)
+    centre_by(c.gap, c.q, out=c.q)
     return values
 
 

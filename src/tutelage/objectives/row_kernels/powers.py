@@ -37,11 +37,15 @@ def alpha_beta_rows(
     torch.maximum(student, teacher, out=larger)
     torch.sub(student, teacher, out=ratio)
     values, _ = alpha_beta_between(
-        larger, ratio, alpha=alpha, beta=beta, slope_of_second=teacher, rise=rise
+        larger,
+        ratio,
+        powers=(alpha, beta),
+        slope_of_second=teacher,
+        rise=rise,
+        slope_of_first=False,
     )
     softmax_into(student, student)
-    centre_by(teacher, student)
-    student.copy_(teacher)
+    centre_by(teacher, student, out=student)
     return values
 
 
@@ -49,10 +53,10 @@ def alpha_beta_between(
     larger: Float[Tensor, "R V"],
     ratio: Float[Tensor, "R V"],
     *,
-    alpha: float,
-    beta: float,
+    powers: tuple[float, float],
     slope_of_second: Float[Tensor, "R V"],
     rise: Float[Tensor, "R V"],
+    slope_of_first: bool = True,
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, "R V"]]:
     """Value and slopes over both logs for two measures a and b, given by how they compare.
 
@@ -64,9 +68,11 @@ def alpha_beta_between(
     Args:
         larger: log of the larger of a and b; destroyed.
         ratio: u = log(b / a); destroyed.
+        powers: alpha and beta.
         slope_of_second: left holding (b^s - a^alpha b^beta) / alpha.
-        rise: left holding (a^s - a^alpha b^beta) / beta.
+        rise: left holding (a^s - a^alpha b^beta) / beta, if `slope_of_first`.
     """
+    alpha, beta = powers
     s = alpha + beta
     lead = scratch_like(ratio, "lead")
     torch.sign(ratio, out=lead)
@@ -76,13 +82,14 @@ def alpha_beta_between(
     torch.expm1(torch.mul(ratio, -beta, out=b_part), out=b_part)
     both = torch.mul(a_part, b_part, out=ratio)
     power = power_of_(larger, s)
+    half = both.mul_(0.5)
     # Where b leads it is alpha B - beta A + alpha AB, where a leads beta A - alpha B + beta AB.
-    torch.mul(b_part, alpha, out=rise).add_(a_part, alpha=-beta)
-    rise.add_(both, alpha=(alpha - beta) / 2).mul_(lead).add_(both, alpha=s / 2)
-    values = dot(power, rise) / (alpha * beta * s)
-    both.mul_(0.5)
-    torch.add(b_part, both, out=rise).mul_(lead).add_(both).mul_(power).div_(beta)
-    a_part.add_(both).mul_(lead).sub_(both).mul_(power).div_(-alpha)
+    torch.mul(b_part, alpha / s, out=rise).add_(a_part, alpha=-beta / s)
+    torch.addcmul(half, lead, rise.add_(half, alpha=(alpha - beta) / s), out=rise)
+    values = dot(power, rise) / (alpha * beta)
+    if slope_of_first:
+        torch.addcmul(half, lead, b_part.add_(half), out=rise).mul_(power).div_(beta)
+    torch.addcmul(half, lead, a_part.add_(half), value=-1, out=a_part).mul_(power).div_(alpha)
     return values, rise
 
 
@@ -114,8 +121,7 @@ def _axis_rows(
     torch.sub(half, expm1.sub_(drop), out=drop).mul_(lead).add_(half)
     values = dot(powers, drop) / power**2
     softmax_into(student, student)
-    centre_by(slope, student)
-    student.copy_(slope)
+    centre_by(slope, student, out=student)
     return values
 
 
@@ -125,6 +131,5 @@ def _squared_log_ratio_rows(
     """Both powers are 0. Slope log(q/p)."""
     c = compare(student, teacher)
     values = dot(c.gap, c.gap) / 2
-    centre_by(c.gap, c.q)
-    c.q.copy_(c.gap)
+    centre_by(c.gap, c.q, out=c.q)
     return values
