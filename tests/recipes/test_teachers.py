@@ -3,14 +3,20 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.cli.conftest import FAST
 from tests.tiny_models import byte_tokenizer, tiny_llama
 from tutelage.core.errors import CheckpointError
 from tutelage.models import CausalLM, save_model
-from tutelage.recipes.config import Recipe, load
+from tutelage.recipes.assemble import assemble, make_student, prepare_rows
+from tutelage.recipes.check import contradictions
+from tutelage.recipes.config import Recipe, load, varied
+from tutelage.recipes.narrator import Silence
 from tutelage.recipes.run import Outcome, run_recipe
 
 
@@ -25,6 +31,66 @@ def folder(tmp_path: Path) -> Path:
 def recipe_of(folder: Path, *overrides: str) -> Recipe:
     teacher = f"teacher={{kind: live, model: {folder / 'one'}}}"
     return load("tiny", [*FAST, f"output={folder / 'run'}", teacher, "baselines={}", *overrides])
+
+
+def rows_with_solutions(folder: Path) -> str:
+    path = folder / "rows.jsonl"
+    rows = (
+        {
+            "prompt": [{"role": "user", "content": f"What is {n} plus {n}?"}],
+            "completion": f"It is {2 * n}.",
+            "solution": f"twice {n}",
+        }
+        for n in range(12)
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_teacher_may_read_a_template_of_its_own(folder: Path) -> None:
+    data = f"rollouts={{data: {rows_with_solutions(folder)}}}"
+    template = "rollouts.teacher_template='{{ row.solution }}: {{ messages[0].content }} = '"
+    recipe, plain = recipe_of(folder, data, template), recipe_of(folder, data)
+    tokenizer = byte_tokenizer()
+    rows = prepare_rows(recipe, tokenizer)
+    for row in (*rows.training, *rows.held_out):
+        assert row.prompt.teacher_ids is not None
+        read = tokenizer.decode(row.prompt.teacher_ids)
+        n = read.split()[1].strip(":")
+        assert read == f"twice {n}: What is {n} plus {n}? = "
+    assert all(row.prompt.teacher_ids is None for row in prepare_rows(plain, tokenizer).training)
+    told, untold = run_recipe(recipe).summary["rows"], summary_of(plain, folder / "plain")
+    assert told[0]["perplexity"] == untold[0]["perplexity"]
+    assert told[0]["forward_kl"] != untold[0]["forward_kl"]
+
+
+def summary_of(recipe: Recipe, output: Path) -> Any:
+    return run_recipe(varied(recipe, {"output": str(output)})).summary["rows"]
+
+
+def test_a_template_that_nobody_reads_is_refused(folder: Path) -> None:
+    words = ("rollouts.teacher_template=x", "objective=cross_entropy", "teacher=null")
+    recipe = recipe_of(folder, *words, f"student={folder / 'one'}")
+    (line,) = contradictions(recipe)
+    assert line.startswith("rollouts.teacher_template is given, and there is no teacher")
+
+
+def test_a_teacher_held_in_bfloat16_gives_a_student_whose_weights_are_not(folder: Path) -> None:
+    held = ("teacher.dtype=bfloat16", "training.precision=bf16", "training.learning_rate=1e-5")
+    recipe = recipe_of(folder, *held, "training.num_steps=2")
+    work = assemble(recipe, None, Silence())
+    assert work.teacher_model is not None
+    first = dict(make_student(recipe, work).lm.model.named_parameters())
+    outcome = run_recipe(recipe, work=work)
+    last = load_file(outcome.student / "model.safetensors")
+    assert {weight.dtype for weight in last.values()} == {torch.float32}
+    assert {weight.dtype for weight in work.teacher_model.lm.parameters()} == {torch.bfloat16}
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(first[name], first[name].bfloat16().float())
+    # Steps far smaller than the spacing of bfloat16 are kept.
+    moved = (last[name] - first[name]).abs().max()
+    assert 1e-6 < moved < 1e-4
+    assert not torch.equal(last[name], last[name].bfloat16().float())
 
 
 def stop_after_two_steps(outcome: Outcome) -> None:

@@ -68,6 +68,11 @@ def _of_teacher(recipe: Recipe) -> Iterator[str]:
             f"teacher is missing, and {kind} learns from one; it must be given. "
             "Name a model in teacher.model, or use objective.kind: cross_entropy."
         )
+    if recipe.rollouts.teacher_template is not None:
+        yield (
+            "rollouts.teacher_template is given, and there is no teacher to read its prompt; it "
+            "must be null. Add a teacher, or leave the template out."
+        )
     if not isinstance(recipe.move, NoMove):
         yield (
             f"move.kind is {recipe.move.kind}, and there is no teacher to move towards; "

@@ -170,7 +170,7 @@ def _validated(tree: Plain) -> tuple[Recipe | None, list[str]]:
 
 def _varied(tree: Plain, name: str) -> Plain:
     own = {key: value for key, value in tree.items() if key != "baselines"}
-    settings = with_shorthands(tree["baselines"][name])
+    settings = with_shorthands(tree["baselines"][name], partial=True)
     full = with_shorthands(merged(own, settings))
     if "move" not in settings and _asks_no_teacher(full.get("objective", {})):
         full["move"] = {"kind": "none"}
@@ -198,8 +198,12 @@ def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return from_tree(merged(to_tree(recipe), settings))
 
 
-def with_shorthands(tree: Mapping[str, Any]) -> Plain:
-    """The tree with what people leave out: `objective: jsd`, a model's name alone, plain kinds."""
+def with_shorthands(tree: Mapping[str, Any], *, partial: bool = False) -> Plain:
+    """The tree with what people leave out: `objective: jsd`, a model's name alone, plain kinds.
+
+    Args:
+        partial: the tree goes on top of another one, which knows the kinds that are left out.
+    """
     full = dict(tree)
     for name, key, kind in (
         ("student", "model", "loaded"),
@@ -209,11 +213,12 @@ def with_shorthands(tree: Mapping[str, Any]) -> Plain:
         ("move", "kind", None),
     ):
         value = full.get(name)
+        known = partial and not isinstance(value, str)
         if isinstance(value, str):
             value = {key: value}
         if isinstance(value, Mapping):
             part = dict(cast("Mapping[str, Any]", value))
-            full[name] = {"kind": kind, **part} if kind else part
+            full[name] = {"kind": kind, **part} if kind and not known else part
     return full
 
 

@@ -42,6 +42,9 @@ class RowSettings(Settings):
     """Draw a new order every epoch; false reads the rows as they come."""
     chat_template: str | None = None
     """A Jinja template in place of the tokenizer's own."""
+    teacher_template: str | None = None
+    """Another one for the teacher's prompt, which may read the row's columns (`row.solution`);
+    null shows the teacher what the student sees. A column `teacher_prompt` takes its place."""
     template_arguments: Mapping[str, Any] = Field(default_factory=dict[str, Any])
     """What the template is given besides the messages, such as {enable_thinking: false}."""
 

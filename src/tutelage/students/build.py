@@ -45,9 +45,12 @@ def build_student(
         student = _pruned(settings, teacher, calibration)
     else:
         student = _fresh(settings, teacher, seed=seed)
-    lm = student.lm.to(device=device, dtype=dtype).eval()
+    lm = student.lm.to(device).eval()
     for parameter in lm.parameters():
+        # Not the buffers: rounded rotary frequencies would turn distant positions elsewhere.
+        parameter.data = parameter.data.to(dtype)
         parameter.requires_grad = True
+    lm.config.dtype = dtype
     freeze(lm, settings.freeze)
     return replace(student, lm=lm)
 

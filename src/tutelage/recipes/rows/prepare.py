@@ -120,6 +120,7 @@ def formatter(settings: RowSettings, tokenizer: PreTrainedTokenizerBase) -> Form
     return Formatter(
         tokenizer,
         chat_template=settings.chat_template,
+        teacher_template=settings.teacher_template,
         template_kwargs=settings.template_arguments,
         max_prompt_tokens=settings.max_prompt_tokens,
         max_completion_tokens=settings.max_completion_tokens,
