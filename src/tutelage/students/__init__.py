@@ -6,13 +6,16 @@ from tutelage.students.prune import block_influence, choose_layers, prune_layers
 from tutelage.students.settings import (
     FreshStudent,
     LoadedStudent,
+    LoraSettings,
     PrunedStudent,
     StudentSettings,
+    lora_of,
 )
 
 __all__ = [
     "FreshStudent",
     "LoadedStudent",
+    "LoraSettings",
     "PrunedStudent",
     "StudentSettings",
     "block_influence",
@@ -21,5 +24,6 @@ __all__ = [
     "freeze",
     "fresh_config",
     "fresh_model",
+    "lora_of",
     "prune_layers",
 ]

@@ -9,10 +9,23 @@ import torch
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import TokenBatch
-from tutelage.models import CausalLM, LoadedModel, layers_of, load_config, load_model
+from tutelage.models import (
+    CausalLM,
+    LoadedModel,
+    add_lora,
+    layers_of,
+    load_config,
+    load_model,
+)
 from tutelage.students.fresh import fresh_config, fresh_model
 from tutelage.students.prune import block_influence, choose_layers, prune_layers
-from tutelage.students.settings import FreshStudent, LoadedStudent, PrunedStudent, StudentSettings
+from tutelage.students.settings import (
+    FreshStudent,
+    LoadedStudent,
+    PrunedStudent,
+    StudentSettings,
+    lora_of,
+)
 
 
 def build_student(
@@ -48,6 +61,16 @@ def build_student(
     lm = student.lm.to(device=device, dtype=dtype).eval()
     for parameter in lm.parameters():
         parameter.requires_grad = True
+    lora = lora_of(settings)
+    if lora is not None:
+        add_lora(
+            lm,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            targets=lora.targets,
+            seed=seed,
+        )
     freeze(lm, settings.freeze)
     return replace(student, lm=lm)
 
