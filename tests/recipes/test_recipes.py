@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.cli.conftest import FAST
 from tutelage.core.errors import ConfigError
 from tutelage.objectives import from_settings
-from tutelage.recipes.assemble import assemble, check_vocabularies, prepare_rows, student_tokenizer
+from tutelage.recipes.assemble import assemble, prepare_rows
 from tutelage.recipes.check import contradictions, only_a_ramp
 from tutelage.recipes.compare import Plan, compare_recipes
 from tutelage.recipes.config import (
@@ -29,6 +29,7 @@ from tutelage.recipes.config import (
 from tutelage.recipes.doctor import examine
 from tutelage.recipes.narrator import Silence
 from tutelage.recipes.outline import outline_of
+from tutelage.recipes.pair import check_vocabularies, student_tokenizer
 from tutelage.recipes.run import evaluate_folder, run_recipe
 from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher
 from tutelage.recipes.tree import preset_names
