@@ -19,6 +19,7 @@ from tutelage.recipes.doctor import examine
 from tutelage.recipes.outline import outline_of
 from tutelage.recipes.pair import student_tokenizer
 from tutelage.recipes.run import evaluate_folder, run_recipe
+from tutelage.training.state_tree import load_tree
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,8 @@ def test_a_resumed_run_with_an_average_ends_as_an_unbroken_one(model, data, tmp_
     whole = run_recipe(taught(model, data, tmp_path / "whole", *options))
     recipe = taught(model, data, tmp_path / "broken", *options)
     outcome = run_recipe(recipe)
+    state = load_tree(outcome.folder / "checkpoints" / "step-4" / "run")
+    assert state["parts"]["teacher"]["decay"] == 0.5
     for path in (outcome.folder / "checkpoints" / "step-4").iterdir():
         path.unlink()
     (outcome.folder / "checkpoints" / "step-4").rmdir()

@@ -182,6 +182,19 @@ def test_an_average_in_half_precision_is_kept_in_full() -> None:
     assert teacher.score(collate(rows())).hidden.dtype == torch.bfloat16
 
 
+def test_an_average_in_half_precision_answers_with_what_it_is_and_what_it_was_restored_to() -> None:
+    lm = adapted(lambda: tiny_llama().bfloat16(), moved=False)
+    teacher, again = AverageTeacher(lm, decay=0.1), AverageTeacher(lm, decay=0.1)
+    batch = collate(rows())
+    at_first = logits(teacher, batch)
+    with torch.no_grad():
+        lm.model.get_submodule("model.layers.0.mlp.up_proj").lora_B["default"].weight.fill_(0.5)
+    teacher.move(loss=0.0, step=0)
+    assert not torch.equal(logits(teacher, batch), at_first)
+    again.load_state_dict(teacher.state_dict())
+    assert torch.equal(logits(again, batch), logits(teacher, batch))
+
+
 def test_the_average_is_saved_and_restored_bit_for_bit(tmp_path: Path) -> None:
     lm, data = lora_student(), rows()
     teacher = AverageTeacher(lm, decay=0.5)
