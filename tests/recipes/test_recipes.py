@@ -15,7 +15,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.records import TokenBatch
 from tutelage.objectives import from_settings
 from tutelage.recipes import assemble as assemble_module
-from tutelage.recipes.assemble import assemble, check_vocabularies, student_tokenizer
+from tutelage.recipes.assemble import assemble
 from tutelage.recipes.check import contradictions, only_a_ramp
 from tutelage.recipes.compare import Plan, compare_recipes
 from tutelage.recipes.config import (
@@ -31,6 +31,7 @@ from tutelage.recipes.config import (
 from tutelage.recipes.doctor import examine
 from tutelage.recipes.narrator import Silence
 from tutelage.recipes.outline import outline_of
+from tutelage.recipes.pair import check_vocabularies, student_tokenizer
 from tutelage.recipes.rows import prepare_rows
 from tutelage.recipes.run import evaluate_folder, run_recipe
 from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher

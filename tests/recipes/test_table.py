@@ -8,9 +8,9 @@ import pytest
 
 from tests.cli.conftest import FAST
 from tutelage.core.errors import ConfigError
-from tutelage.recipes.assemble import prepare_rows
 from tutelage.recipes.compare import Plan, compare_recipes
 from tutelage.recipes.config import Recipe, load
+from tutelage.recipes.rows import prepare_rows
 from tutelage.recipes.run import Outcome, evaluate_folder, run_recipe
 from tutelage.recipes.toy import byte_tokenizer
 

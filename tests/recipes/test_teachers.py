@@ -13,10 +13,11 @@ from tests.cli.conftest import FAST
 from tests.tiny_models import byte_tokenizer, tiny_llama
 from tutelage.core.errors import CheckpointError
 from tutelage.models import CausalLM, save_model
-from tutelage.recipes.assemble import assemble, make_student, prepare_rows
+from tutelage.recipes.assemble import assemble, make_student
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import Recipe, load, varied
 from tutelage.recipes.narrator import Silence
+from tutelage.recipes.rows import prepare_rows
 from tutelage.recipes.run import Outcome, run_recipe
 
 

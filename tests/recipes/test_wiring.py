@@ -12,7 +12,6 @@ from tests.tiny_models import tiny_llama
 from tutelage.core.errors import ConfigError
 from tutelage.core.targets import HiddenTarget
 from tutelage.recipes.assemble import (
-    Rows,
     SharedWork,
     Work,
     assemble,
@@ -20,11 +19,11 @@ from tutelage.recipes.assemble import (
     evaluation_options,
     make_student,
     make_trainer,
-    prepare_rows,
 )
 from tutelage.recipes.check import check_recipe
 from tutelage.recipes.config import Recipe, baseline, load
 from tutelage.recipes.narrator import Silence
+from tutelage.recipes.rows import Rows, prepare_rows
 from tutelage.recipes.toy import byte_tokenizer
 from tutelage.training import Trainer
 

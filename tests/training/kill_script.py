@@ -8,17 +8,24 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.training.tiny_runs import objective, settings, student, trainer
+from tests.training.tiny_runs import objective, rows, settings, student, trainer
 from tutelage.core import run_log
+from tutelage.models import add_lora
 from tutelage.objectives import Taid
+from tutelage.rollouts.dataset import DatasetRollouts
+from tutelage.teachers import AverageTeacher
 from tutelage.training import checkpoint, step
 
 UNBROKEN = "unbroken"
+AVERAGED = "with an averaged teacher"
+"""A run of another kind: an adapter whose running average teaches it."""
+AVERAGED_UNBROKEN = "with an averaged teacher, unbroken"
 
 
 def run(folder: Path, *, resume: bool) -> None:
@@ -42,6 +49,28 @@ def run(folder: Path, *, resume: bool) -> None:
             "first weight": float(lm.head.weight[0, 0]),
             "drawn": float(torch.rand(())),
         },
+        output=folder,
+    )
+    made.train(resume=resume)
+
+
+def run_averaged(folder: Path, *, resume: bool) -> None:
+    """An adapter with dropout, TAID towards its own running average, several micro-batches."""
+    torch.set_num_threads(1)
+    lm = student()
+    add_lora(lm, rank=4, alpha=8.0, dropout=0.2, targets=None, seed=1)
+    teacher = AverageTeacher(lm, decay=0.8)
+    data = [
+        replace(row, prompt=replace(row.prompt, teacher_ids=(5, 6, *row.prompt.student_ids)))
+        for row in rows()
+    ]
+    made = trainer(
+        student=lm,
+        teacher=teacher,
+        clocks={"teacher": teacher},
+        move=Taid(schedule="adaptive", alpha=0.5, momentum=0.5),
+        rollouts=DatasetRollouts(data, seed=3),
+        settings=settings(num_steps=9, rows_per_step=10, micro_batch_tokens=48, save_every=2),
         output=folder,
     )
     made.train(resume=resume)
@@ -138,6 +167,12 @@ def main() -> None:
     assert in_a_process(lambda: run(folder / UNBROKEN, resume=False)) == 0
     for name, arrange in SCENARIOS.items():
         killed_and_resumed(arrange, folder / name)
+    assert in_a_process(lambda: run_averaged(folder / AVERAGED_UNBROKEN, resume=False)) == 0
+
+    def between_student_and_average() -> None:
+        on_call(AverageTeacher, "move", 6, before=True)
+
+    killed_and_resumed(between_student_and_average, folder / AVERAGED, run_averaged)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.kill_script import SCENARIOS, UNBROKEN
+from tests.training.kill_script import AVERAGED, AVERAGED_UNBROKEN, SCENARIOS, UNBROKEN
 from tutelage.core.run_log import TIME_FIELDS, read_metrics
 from tutelage.training.state_tree import load_tree
 
@@ -88,6 +88,19 @@ def compare(folder: Path, unbroken: Path, *, steps: tuple[int, int] = (8, 9)) ->
 def test_a_run_killed_anywhere_goes_on_bit_for_bit(runs: Path, name: str) -> None:
     assert (runs / name / "killed").read_text() == f"by signal {signal.SIGKILL}"
     compare(runs / name, runs / UNBROKEN)
+
+
+def test_a_run_killed_between_its_weights_and_their_average_goes_on_bit_for_bit(
+    runs: Path,
+) -> None:
+    assert (runs / AVERAGED / "killed").read_text() == f"by signal {signal.SIGKILL}"
+    compare(runs / AVERAGED, runs / AVERAGED_UNBROKEN)
+    state = load_tree(runs / AVERAGED / "checkpoints" / "step-9" / "run")
+    averages = state["parts"]["teacher"]["averages"]
+    earlier = load_tree(runs / AVERAGED / "checkpoints" / "step-8" / "run")
+    before = earlier["parts"]["teacher"]["averages"]
+    assert averages
+    assert all(not torch.equal(before[name], average) for name, average in averages.items())
 
 
 def test_the_run_that_is_compared_with_does_all_that_could_be_lost(runs: Path) -> None:

@@ -1,5 +1,14 @@
 """The doors to language models: how to load one, and what it is once it is here."""
 
+from tutelage.models.adapters import (
+    add_lora,
+    has_lora,
+    lora_off,
+    moving_weights,
+    num_lora_parameters,
+    plain_copy,
+    save_lora,
+)
 from tutelage.models.anatomy import FAMILIES, Anatomy, anatomy_of, layers_of
 from tutelage.models.causal_lm import CausalLM, Layout
 from tutelage.models.count import ParameterCount, parameter_count
@@ -14,12 +23,19 @@ __all__ = [
     "Layout",
     "LoadedModel",
     "ParameterCount",
+    "add_lora",
     "anatomy_of",
     "cache_folder",
+    "has_lora",
     "layers_of",
     "load_config",
     "load_model",
     "load_tokenizer",
+    "lora_off",
+    "moving_weights",
+    "num_lora_parameters",
     "parameter_count",
+    "plain_copy",
+    "save_lora",
     "save_model",
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.core.errors import OutputError
+from tutelage.models.adapters import has_lora, plain_copy
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.quiet import quiet
 
@@ -15,7 +16,8 @@ from tutelage.models.quiet import quiet
 def save_model(lm: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
     """Write weights, config, generation config and tokenizer, then give them their name.
 
-    The folder is loaded by plain `AutoModelForCausalLM.from_pretrained`. A model that is already
+    The folder is loaded by plain `AutoModelForCausalLM.from_pretrained`; an adapter is merged into
+    the weights it stands beside. A model that is already
     there is replaced at once, files beside it (a model card) are kept.
 
     Raises:
@@ -32,7 +34,8 @@ def save_model(lm: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | P
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".part-{target.name}-", dir=target.parent))
         try:
-            write_model(lm.model, tokenizer, part)
+            model = plain_copy(lm).model if has_lora(lm) else lm.model
+            write_model(model, tokenizer, part)
             _swap(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from tutelage.core.errors import ConfigError, ModelError
 from tutelage.core.records import Rollout, TokenBatch
 from tutelage.core.run_log import RunFolder
 from tutelage.core.seeds import seed_for
 from tutelage.evaluation import EvaluationOptions
-from tutelage.models import LoadedModel, load_config, load_model, load_tokenizer
+from tutelage.models import LoadedModel
 from tutelage.objectives.fused import FusedOptions
-from tutelage.recipes.config import LiveTeacherSettings, Recipe
+from tutelage.recipes.config import Recipe, SelfTeacherSettings
 from tutelage.recipes.narrator import Narrator
+from tutelage.recipes.pair import (
+    check_vocabularies,
+    load_teacher,
+    student_config,
+    student_tokenizer,
+    teacher_config,
+)
 from tutelage.recipes.rows import (
     RolloutScribe,
     Rows,
@@ -27,18 +33,14 @@ from tutelage.recipes.rows import (
     refuse_no_room,
     writes,
 )
-from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher
+from tutelage.recipes.teaching import build_teacher
 from tutelage.students import (
-    FreshStudent,
-    LoadedStudent,
     PrunedStudent,
     build_student,
-    choose_layers,
-    fresh_config,
     layers_by_influence,
 )
-from tutelage.teachers import LiveTeacher
-from tutelage.text import collate, cut, match
+from tutelage.teachers import AverageTeacher, LiveTeacher, Teacher
+from tutelage.text import collate, cut
 from tutelage.training import Evaluate, Hook, Ranks, Trainer
 
 _NUM_CALIBRATION_ROWS = 64
@@ -53,7 +55,8 @@ class Work:
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
     teacher_model: LoadedModel | None
-    teacher: LiveTeacher | None
+    teacher: Teacher | None
+    """None without one, and until `taught` where each student is its own."""
     ranks: Ranks
     chosen_layers: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """Layers that influence chose, by how many: baselines and seeds begin with the same ones."""
@@ -75,7 +78,7 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         refuse_no_room(recipe, rows.training, shapes)
     for note in rows.notes:
         narrator.say(f"note: {note}")
-    if recipe.teacher is None:
+    if recipe.teacher is None or isinstance(recipe.teacher, SelfTeacherSettings):
         return Work(tokenizer=tokenizer, rows=rows, teacher_model=None, teacher=None, ranks=ranks)
     with narrator.stage("Loading the teacher"):
         model = load_teacher(recipe, ranks.device)
@@ -107,132 +110,6 @@ class SharedWork:
         return self._kept[1]
 
 
-def load_teacher(recipe: Recipe, device: torch.device) -> LoadedModel:
-    """The teacher's weights, where it is to answer."""
-    settings = recipe.teacher
-    if settings is None:
-        raise ConfigError("teacher is missing; it must be given. Name a model in teacher.model.")
-    if not isinstance(settings, LiveTeacherSettings):
-        toy = toy_teacher(settings)
-        return replace(toy, lm=toy.lm.to(device))
-    return load_model(
-        settings.model,
-        dtype=_teacher_dtype(settings),
-        device=device,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-    )
-
-
-def _teacher_dtype(settings: LiveTeacherSettings) -> torch.dtype:
-    if settings.dtype != "auto":
-        return getattr(torch, settings.dtype)
-    if settings.model.endswith(".gguf") or settings.model.startswith("package:"):
-        return torch.float32
-    config = load_config(
-        settings.model,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    saved = getattr(config, "dtype", None)
-    return saved if isinstance(saved, torch.dtype) else torch.float32
-
-
-def teacher_config(recipe: Recipe) -> PretrainedConfig | None:
-    """What the teacher's files say about it; no weight is read."""
-    match recipe.teacher:
-        case None:
-            return None
-        case LiveTeacherSettings(model=model, revision=revision, trust_remote_code=trust):
-            return load_config(model, revision=revision, trust_remote_code=trust)
-        case toy:
-            return toy_config(toy)
-
-
-def teacher_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
-    """The teacher's tokenizer; no weight is read."""
-    match recipe.teacher:
-        case None:
-            return None
-        case LiveTeacherSettings(model=model, revision=revision, trust_remote_code=trust):
-            return load_tokenizer(model, revision=revision, trust_remote_code=trust)
-        case _:
-            return byte_tokenizer()
-
-
-def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that the student is, or is cut from; a fresh one's teacher's."""
-    student = recipe.student
-    if isinstance(student, LoadedStudent):
-        return load_tokenizer(
-            student.model,
-            revision=student.revision,
-            trust_remote_code=student.trust_remote_code,
-        )
-    if isinstance(student, PrunedStudent) and student.model is not None:
-        return load_tokenizer(student.model)
-    tokenizer = teacher_tokenizer(recipe)
-    if tokenizer is None:
-        raise _needs_a_teacher(recipe)
-    return tokenizer
-
-
-def student_config(recipe: Recipe) -> PretrainedConfig:
-    """The student's shape, worked out from the settings and its origin's files; no weight is read.
-
-    Raises:
-        ConfigError: more layers are to be kept than there are, or a change that makes no model.
-    """
-    student = recipe.student
-    if isinstance(student, LoadedStudent):
-        return load_config(
-            student.model,
-            revision=student.revision,
-            trust_remote_code=student.trust_remote_code,
-        )
-    origin = student.model if isinstance(student, PrunedStudent) else student.like
-    base = teacher_config(recipe) if origin is None else load_config(origin)
-    if base is None:
-        raise _needs_a_teacher(recipe)
-    if isinstance(student, FreshStudent):
-        teacher = teacher_config(recipe)
-        words = {} if teacher is None else {"vocab_size": vocabulary_size(teacher)}
-        return fresh_config(base, {**words, **student.config})
-    shape = base.get_text_config()
-    how = "uniform" if student.choose == "influence" else student.choose
-    choose_layers(how, keep=student.keep_layers, num_layers=shape.num_hidden_layers)
-    return fresh_config(shape, {"num_hidden_layers": student.keep_layers})
-
-
-def _needs_a_teacher(recipe: Recipe) -> ConfigError:
-    return ConfigError(
-        f"teacher is missing, and a {recipe.student.kind} student is made from it; it must be "
-        "given. Name a model in teacher.model."
-    )
-
-
-def check_vocabularies(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """How many entries student and teacher share; None without a teacher.
-
-    Raises:
-        ModelError: they speak different languages; says what to do.
-    """
-    teacher_words, config = teacher_tokenizer(recipe), teacher_config(recipe)
-    if teacher_words is None or config is None:
-        return None
-    student = student_config(recipe)
-    try:
-        found = match(tokenizer, teacher_words, vocabulary_size(student), vocabulary_size(config))
-    except ModelError as error:
-        raise ModelError(f"student and teacher: {error}") from error
-    return found.num_real
-
-
-def vocabulary_size(config: PretrainedConfig) -> int:
-    """Entries of the head."""
-    return int(config.get_text_config().vocab_size)
-
-
 def batches(rollouts: Sequence[Rollout], recipe: Recipe, work: Work) -> list[TokenBatch]:
     """Held-out rows in forwards of a bounded size."""
     pieces = cut(rollouts, max_tokens=recipe.evaluation.max_tokens)
@@ -258,6 +135,19 @@ def make_student(recipe: Recipe, work: Work) -> LoadedModel:
         device=work.device,
         seed=seed_for(recipe.seed, "student"),
     )
+
+
+def taught(recipe: Recipe, work: Work, student: LoadedModel) -> Work:
+    """The work with this student as its own teacher, where the recipe says so."""
+    if not isinstance(recipe.teacher, SelfTeacherSettings):
+        return work
+    teacher = build_teacher(
+        recipe.teacher,
+        student.lm,
+        num_real=check_vocabularies(recipe, work.tokenizer),
+        dtype=evaluation_options(recipe).dtype,
+    )
+    return replace(work, teacher=teacher)
 
 
 def _with_layers(settings: PrunedStudent, recipe: Recipe, work: Work) -> PrunedStudent:
@@ -304,14 +194,16 @@ def make_trainer(
         identity=_identity(recipe, work),
         seed=recipe.seed,
         hooks=hooks,
+        clocks={"teacher": work.teacher} if isinstance(work.teacher, AverageTeacher) else {},
         ranks=work.ranks,
     )
 
 
 def _identity(recipe: Recipe, work: Work) -> dict[str, Any]:
     """Who teaches, so that a run does not go on with another teacher unnoticed."""
-    if recipe.teacher is None or work.teacher_model is None:
+    if recipe.teacher is None:
         return {}
     named = recipe.teacher.model_dump(mode="json", exclude=_NOT_WHO_TEACHES)
-    named["dtype"] = str(work.teacher_model.lm.dtype).removeprefix("torch.")
+    if work.teacher_model is not None:
+        named["dtype"] = str(work.teacher_model.lm.dtype).removeprefix("torch.")
     return {f"teacher.{name}": value for name, value in named.items()}

@@ -87,6 +87,8 @@ def write_card(folder: Path, recipe: Recipe, summary: Mapping[str, Any]) -> None
 def card(recipe: Recipe, summary: Mapping[str, Any]) -> str:
     """The model card as Markdown with the hub's header."""
     teacher = getattr(recipe.teacher, "model", None) if recipe.teacher else None
+    other = {None: "none", "toy": "a toy", "self": "itself"}
+    kind = None if recipe.teacher is None else recipe.teacher.kind
     header: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -97,7 +99,7 @@ def card(recipe: Recipe, summary: Mapping[str, Any]) -> str:
     made_with = versions()
     packages = {name: version for name, version in made_with["packages"].items() if version}
     facts = (
-        ("teacher", f"`{teacher or ('a toy' if recipe.teacher else 'none')}`"),
+        ("teacher", f"`{teacher or other.get(kind, kind)}`"),
         ("student", _one_line(recipe.student.model_dump(mode="json", exclude_none=True))),
         ("objective", _one_line(recipe.objective.model_dump(mode="json"))),
         ("move of the target", _one_line(recipe.move.model_dump(mode="json"))),

@@ -12,6 +12,7 @@ from tutelage.objectives.moved_targets import taid
 from tutelage.objectives.union import WeightedSum
 from tutelage.recipes.config import Recipe, baseline
 from tutelage.recipes.rows import needs_completions, writes
+from tutelage.recipes.teaching import SelfTeacherSettings, contradictions_of
 from tutelage.rollouts import (
     DatasetRolloutSettings,
     ReplayRolloutSettings,
@@ -23,6 +24,8 @@ from tutelage.students import FreshStudent, PrunedStudent
 _NUM_TRIED = 5
 _NUM_ENTRIES = 7
 _ROUNDING = 1e-9
+_SAMPLING = frozenset({"sampled_token"})
+"""Objectives whose estimate is over the tokens that the student drew."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -46,6 +49,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_one(recipe: Recipe) -> Iterator[str]:
+    yield from _of_self_teacher(recipe)
     yield from _of_teacher(recipe)
     yield from _of_writing(recipe)
     yield from _of_move(recipe.objective, recipe.move)
@@ -53,10 +57,28 @@ def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from _of_hardware(recipe)
 
 
+def _of_self_teacher(recipe: Recipe) -> Iterator[str]:
+    if not isinstance(recipe.teacher, SelfTeacherSettings):
+        return
+    yield from contradictions_of(recipe.teacher, recipe.student)
+    if recipe.rollouts.trained_turns == "all":
+        yield (
+            "rollouts.trained_turns is all, and teacher.kind is self, whose context is for one "
+            "question; it must be last. Remove it, or choose another teacher."
+        )
+    if "teacher" in writes(recipe.rollouts):
+        yield (
+            f"rollouts.kind is {recipe.rollouts.kind} and the teacher is to write, but "
+            "teacher.kind is self, which only reads; the student must write. Set rollouts.kind: "
+            "student, or choose another teacher."
+        )
+
+
 def _of_teacher(recipe: Recipe) -> Iterator[str]:
     kind, made_from = recipe.objective.kind, _made_from(recipe)
     if recipe.teacher is not None:
-        unused = not recipe.objective.needs_teacher and made_from is None
+        origin = None if recipe.teacher.kind == "self" else made_from
+        unused = not recipe.objective.needs_teacher and origin is None
         if unused and recipe.evaluation.num_rows == 0 and recipe.evaluation.data is None:
             yield (
                 f"teacher is given, but {kind} does not ask it and evaluation.num_rows is 0; "
@@ -156,13 +178,31 @@ def _of_move(objective: ObjectiveSettings, move: MoveSettings) -> Iterator[str]:
         return
     if isinstance(move, Taid):
         yield from _of_taid(move)
-    if isinstance(move, Taid) and only_a_ramp(objective):
+    if isinstance(move, Taid) and _samples(objective):
+        yield (
+            f"move.kind is taid with {_described(objective)}, which asks only about the token that "
+            "the current student drew; it must be an objective over the whole vocabulary, such as "
+            "forward_kl. Here the advantage would only be t times the unmoved one and a constant: "
+            "a learning-rate ramp. Change objective.kind, or leave the move out and use "
+            "training.warmup_steps."
+        )
+    elif isinstance(move, Taid) and only_a_ramp(objective):
         yield (
             f"move.kind is taid with {_described(objective)}; it must be an objective such as "
             "forward_kl. On a target mixed from the student itself the gradient of this one is "
             "t times the unmoved one: a learning-rate ramp and nothing else. Change "
             "objective.kind, or leave the move out and use training.warmup_steps."
         )
+
+
+def _samples(objective: ObjectiveSettings) -> bool:
+    """Whether the objective learns from the completions' own tokens, weighed by the teacher.
+
+    Source: the remark on the current student as reference in taid.md, section 2.3, property 7.
+    """
+    if isinstance(objective, WeightedSum):
+        return any(_samples(part.objective) for part in objective.parts)
+    return objective.kind in _SAMPLING
 
 
 def _of_taid(move: Taid) -> Iterator[str]:

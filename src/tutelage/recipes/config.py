@@ -13,6 +13,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.settings import Settings
 from tutelage.objectives import MoveSettings, ObjectiveSettings, from_settings
 from tutelage.objectives.moved_targets import NoMove
+from tutelage.recipes.teaching.settings import SelfTeacherSettings
 from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in, read_recipe
 from tutelage.rollouts import RolloutSettings
 from tutelage.students import StudentSettings
@@ -54,7 +55,9 @@ class ToyTeacherSettings(Settings):
     """As for a live teacher."""
 
 
-TeacherSettings = Annotated[LiveTeacherSettings | ToyTeacherSettings, Field(discriminator="kind")]
+TeacherSettings = Annotated[
+    LiveTeacherSettings | ToyTeacherSettings | SelfTeacherSettings, Field(discriminator="kind")
+]
 
 
 @final

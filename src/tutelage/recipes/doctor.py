@@ -13,7 +13,9 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import Rollout
-from tutelage.recipes.assemble import (
+from tutelage.recipes.check import contradictions
+from tutelage.recipes.config import LiveTeacherSettings, Recipe, SelfTeacherSettings
+from tutelage.recipes.pair import (
     check_vocabularies,
     student_config,
     student_tokenizer,
@@ -21,8 +23,6 @@ from tutelage.recipes.assemble import (
     teacher_tokenizer,
     vocabulary_size,
 )
-from tutelage.recipes.check import contradictions
-from tutelage.recipes.config import LiveTeacherSettings, Recipe
 from tutelage.recipes.rows import (
     Rows,
     described,
@@ -32,6 +32,7 @@ from tutelage.recipes.rows import (
     writes,
 )
 from tutelage.rollouts import WritingSettings
+from tutelage.students import lora_of
 from tutelage.text import num_tokens
 
 Verdict = Literal["fine", "note", "wrong"]
@@ -67,6 +68,7 @@ def examine(recipe: Recipe) -> list[Finding]:
         return found
     found += _collected("rows", lambda: _rows(recipe, rows))
     found += _collected("chat template", lambda: _template(recipe, tokenizer, rows))
+    found += _collected("privileged context", lambda: _context(recipe, rows))
     found += _collected("end of turn", lambda: _ends(recipe, tokenizer, shape, rows))
     found += _collected("lengths", lambda: _lengths(recipe, rows, shape, teacher))
     found += _collected("rollouts", lambda: _writing(recipe, rows, shape, teacher))
@@ -151,7 +153,7 @@ def _vocabulary(
 
 
 def _dtype(recipe: Recipe, teacher: PretrainedConfig | None) -> Iterator[Finding]:
-    if recipe.student.dtype != "float32":
+    if recipe.student.dtype != "float32" and lora_of(recipe.student) is None:
         yield _note(
             "dtype",
             f"student.dtype is {recipe.student.dtype}: small updates are lost in it; float32 with "
@@ -199,6 +201,39 @@ def _template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Rows) ->
             f"{twice} prompts begin with two {tokenizer.bos_token!r}: the template writes one and "
             "the text has one; remove it from the text",
         )
+
+
+def _context(recipe: Recipe, rows: Rows) -> Iterator[Finding]:
+    settings = recipe.teacher
+    if not isinstance(settings, SelfTeacherSettings):
+        return
+    every = [row.prompt for row in rows.training + rows.held_out]
+    lengths = [
+        sorted(len(ids or ()) for ids in one)
+        for one in ([p.student_ids for p in every], [p.teacher_ids for p in every])
+    ]
+    middles = [one[len(one) // 2] for one in lengths]
+    yield _fine(
+        "privileged context",
+        f"{settings.context}: the teacher's prompts have {middles[1]} tokens in the middle, "
+        f"{lengths[1][-1]} at most, the student's {middles[0]}; both end where the same "
+        "completion starts",
+    )
+    alike = sum(prompt.teacher_ids == prompt.student_ids for prompt in every)
+    if alike and settings.weights != "average":
+        yield _note(
+            "privileged context",
+            f"{alike} rows are read alike by teacher and student, who then agree until the "
+            "student has moved; give the teacher a context or template_arguments of its own",
+        )
+    if settings.weights == "live":
+        yield _note(
+            "privileged context",
+            "teacher.weights is live: a teacher that moves with its student is said to be "
+            "unstable; compare with initial or average",
+        )
+    if settings.context in ("other", "none", "wrong"):
+        yield _note("privileged context", f"{settings.context} is a control: it shows no solution")
 
 
 def _is_plain(row: Rollout) -> bool:

@@ -6,12 +6,14 @@ from typing import final
 
 from transformers import PretrainedConfig
 
-from tutelage.models import ParameterCount, parameter_count
-from tutelage.recipes.assemble import student_config, teacher_config, vocabulary_size
+from tutelage.models import ParameterCount, num_lora_parameters, parameter_count
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import LiveTeacherSettings, Recipe
+from tutelage.recipes.pair import student_config, teacher_config, vocabulary_size
 from tutelage.recipes.rows import described
+from tutelage.recipes.teaching import SelfTeacherSettings, kept_weights
 from tutelage.rollouts import WritingSettings
+from tutelage.students import lora_of
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 4}
 _MEGABYTE = 2**20
@@ -29,6 +31,11 @@ class Outline:
 
     student: ParameterCount
     teacher: ParameterCount | None
+    """None without one, and where the student teaches itself."""
+    self_taught: str | None
+    """Which of its weights a student that teaches itself learns from."""
+    num_adapter: int | None
+    """Numbers in the adapter, where that is all that is trained."""
     tokens_per_micro_batch: int
     steps: int
     rows_per_step: int
@@ -42,7 +49,10 @@ class Outline:
     def lines(self) -> Iterator[tuple[str, str]]:
         """Name and text, for a table."""
         yield "student", _size(self.student)
-        yield "teacher", "none" if self.teacher is None else _size(self.teacher)
+        if self.num_adapter is not None:
+            yield "trained", f"{self.num_adapter:,} parameters in an adapter, nothing else"
+        teacher = "none" if self.teacher is None else _size(self.teacher)
+        yield "teacher", self.self_taught or teacher
         yield "steps", f"{self.steps} of {self.rows_per_step} rows"
         yield "rollouts", self.rollouts
         yield "forward", f"up to {self.tokens_per_micro_batch:,} tokens at once"
@@ -60,20 +70,33 @@ def outline_of(recipe: Recipe) -> Outline:
     """
     shape = student_config(recipe)
     student = parameter_count(shape)
-    of_teacher = teacher_config(recipe)
+    own = recipe.teacher if isinstance(recipe.teacher, SelfTeacherSettings) else None
+    of_teacher = None if own else teacher_config(recipe)
     teacher = None if of_teacher is None else parameter_count(of_teacher)
+    lora, num_adapter = lora_of(recipe.student), None
+    size = student.total * _BYTES[recipe.student.dtype]
+    trained = size * _COPIES_IN_TRAINING
+    if lora is not None:
+        num_adapter = num_lora_parameters(shape, rank=lora.rank, targets=lora.targets)
+        trained = size + num_adapter * _BYTES["float32"] * _COPIES_IN_TRAINING
     training = recipe.training
     num_tokens = training.micro_batch_tokens
     width = int(shape.get_text_config().hidden_size)
     activation = 2 if training.precision == "bf16" else 4
     kept_layers = 1 if training.gradient_checkpointing else student.num_layers
     memory = {
-        "student, gradients, AdamW": student.total
-        * _BYTES[recipe.student.dtype]
-        * _COPIES_IN_TRAINING,
+        "student, gradients, AdamW": trained,
         "activations": num_tokens * width * kept_layers * _KEPT_WIDTHS * activation,
         "loss": training.loss_megabytes * _MEGABYTE + 4 * vocabulary_size(shape) * width,
     }
+    self_taught = None
+    if own is not None:
+        words, kept = kept_weights(
+            own, lora, num_weights=student.total, num_bytes=_BYTES[recipe.student.dtype]
+        )
+        self_taught = f"{words}, shown {_context(own)}"
+        memory["teacher"] = kept
+        memory["answers remembered, at most"] = own.remember_megabytes * _MEGABYTE
     if teacher is not None and recipe.teacher is not None:
         live = isinstance(recipe.teacher, LiveTeacherSettings)
         dtype = recipe.teacher.dtype if isinstance(recipe.teacher, LiveTeacherSettings) else "auto"
@@ -84,6 +107,8 @@ def outline_of(recipe: Recipe) -> Outline:
     return Outline(
         student=student,
         teacher=teacher,
+        self_taught=self_taught,
+        num_adapter=num_adapter,
         tokens_per_micro_batch=num_tokens,
         steps=training.num_steps,
         rows_per_step=training.rows_per_step,
@@ -103,6 +128,13 @@ def _kept_while_writing(recipe: Recipe, shape: PretrainedConfig) -> int:
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     width = 2 * heads * int(size)
     return num_rows * longest * width * text.num_hidden_layers * _BYTES[recipe.student.dtype]
+
+
+def _context(settings: SelfTeacherSettings) -> str:
+    named = "" if settings.column is None else f" from column {settings.column}"
+    return {"none": "nothing more", "other": "another problem's solution"}.get(
+        settings.context, f"the row's {settings.context}{named}"
+    )
 
 
 def _size(count: ParameterCount) -> str:

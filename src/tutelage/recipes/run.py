@@ -8,8 +8,8 @@ from typing import Any, final
 
 from tutelage.core.errors import ConfigError, OutputError
 from tutelage.core.run_log import RunFolder, write_json
-from tutelage.models import LoadedModel, load_model, save_model
-from tutelage.recipes.assemble import Work, assemble, make_student, make_trainer
+from tutelage.models import LoadedModel, load_model, save_lora, save_model
+from tutelage.recipes.assemble import Work, assemble, make_student, make_trainer, taught
 from tutelage.recipes.card import versions, write_card
 from tutelage.recipes.check import check_output, check_recipe
 from tutelage.recipes.config import Recipe, baseline, from_tree, load, to_tree, to_yaml
@@ -19,6 +19,7 @@ from tutelage.recipes.rows import described, writes
 from tutelage.reports.compare import FILE_NAME as COMPARISON
 from tutelage.reports.comparison import write_comparison
 from tutelage.reports.page import write_report
+from tutelage.students import lora_of
 from tutelage.training import Event, Hook, StepDone
 
 _DONE = "measured.json"
@@ -112,6 +113,7 @@ def _train(part: _Part, *, resume: bool) -> tuple[int, bool]:
         return recipe.training.num_steps, False
     with part.narrator.stage("Making the student"):
         student = make_student(recipe, work)
+        work = taught(recipe, work, student)
     scribe = Scribe(recipe=recipe, work=work, folder=folder, narrator=part.narrator)
     measurer = Measurer(recipe, work, student) if work.rows.held_out else None
     if measurer is not None and "before" not in done:
@@ -150,7 +152,11 @@ def _save(part: _Part, student: LoadedModel) -> None:
     if not part.work.ranks.is_main:
         return
     with part.narrator.stage("Saving the student"):
-        save_model(student.lm, part.work.tokenizer, part.folder.student)
+        lora, folder = lora_of(part.recipe.student), part.folder.student
+        if lora is None or lora.save != "adapter":
+            save_model(student.lm, part.work.tokenizer, folder)
+        if lora is not None and lora.save != "merged":
+            save_lora(student.lm, folder / "adapter", source=student.source)
 
 
 def _summarise(part: _Part) -> dict[str, Any]:
@@ -253,6 +259,9 @@ def evaluate_folder(
     if teacher is not None:
         tree["teacher"] = None if teacher == "none" else {"kind": "live", "model": teacher}
     tree["student"] = {"kind": "loaded", "model": str(model_folder)}
+    if (tree.get("teacher") or {}).get("kind") == "self":
+        # What it was taught by went with its run; what it is now would be another teacher.
+        tree["teacher"] = None
     if tree.get("teacher") is None:
         tree |= {"objective": {"kind": "cross_entropy"}, "move": {"kind": "none"}, "baselines": {}}
     recipe = from_tree(tree)

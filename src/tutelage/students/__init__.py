@@ -11,13 +11,16 @@ from tutelage.students.prune import (
 from tutelage.students.settings import (
     FreshStudent,
     LoadedStudent,
+    LoraSettings,
     PrunedStudent,
     StudentSettings,
+    lora_of,
 )
 
 __all__ = [
     "FreshStudent",
     "LoadedStudent",
+    "LoraSettings",
     "PrunedStudent",
     "StudentSettings",
     "block_influence",
@@ -27,5 +30,6 @@ __all__ = [
     "fresh_config",
     "fresh_model",
     "layers_by_influence",
+    "lora_of",
     "prune_layers",
 ]

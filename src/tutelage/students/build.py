@@ -9,10 +9,23 @@ import torch
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import TokenBatch
-from tutelage.models import CausalLM, LoadedModel, layers_of, load_config, load_model
+from tutelage.models import (
+    CausalLM,
+    LoadedModel,
+    add_lora,
+    layers_of,
+    load_config,
+    load_model,
+)
 from tutelage.students.fresh import fresh_config, fresh_model
 from tutelage.students.prune import choose_layers, layers_by_influence, prune_layers
-from tutelage.students.settings import FreshStudent, LoadedStudent, PrunedStudent, StudentSettings
+from tutelage.students.settings import (
+    FreshStudent,
+    LoadedStudent,
+    PrunedStudent,
+    StudentSettings,
+    lora_of,
+)
 
 
 def build_student(
@@ -51,6 +64,16 @@ def build_student(
         parameter.data = parameter.data.to(dtype)
         parameter.requires_grad = True
     lm.config.dtype = dtype
+    lora = lora_of(settings)
+    if lora is not None:
+        add_lora(
+            lm,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            targets=lora.targets,
+            seed=seed,
+        )
     freeze(lm, settings.freeze)
     return replace(student, lm=lm)
 

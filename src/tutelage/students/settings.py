@@ -4,12 +4,33 @@ from abc import ABC
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias, final
 
+from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from tutelage.core.settings import Settings
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Scalar: TypeAlias = bool | int | float | str | None
+
+
+@final
+class LoraSettings(Settings):
+    """Train small matrices beside the model's own, which stay as they are.
+
+    Source: Hu et al. 2021 (LoRA), arXiv:2106.09685.
+    """
+
+    rank: PositiveInt = 16
+    """Width of the small matrices (r)."""
+    alpha: Annotated[float, Gt(0)] = 32.0
+    """The adapter's product counts alpha / rank times."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Share of the adapter's inputs that training leaves out; 0 leaves out none."""
+    targets: Annotated[tuple[str, ...], MinLen(1)] | None = None
+    """Linear layers by name, such as [q_proj, v_proj]; null is all of them but the head."""
+    save: Literal["merged", "adapter", "both"] = "merged"
+    """`merged` writes a plain model that loads as any other; `adapter` the adapter alone, into
+    the folder `adapter` inside it; `both` does both."""
 
 
 class StudentChoice(Settings, ABC):
@@ -23,8 +44,16 @@ class StudentChoice(Settings, ABC):
     that matches nothing is an error."""
 
 
+class GrownStudent(StudentChoice, ABC):
+    """A student that knows something already, which an adapter can leave as it is."""
+
+    lora: LoraSettings | None = None
+    """Train an adapter in place of the weights, such as {rank: 64, alpha: 128}; null trains the
+    weights."""
+
+
 @final
-class LoadedStudent(StudentChoice):
+class LoadedStudent(GrownStudent):
     """A model that exists."""
 
     kind: Literal["loaded"] = "loaded"
@@ -37,7 +66,7 @@ class LoadedStudent(StudentChoice):
 
 
 @final
-class PrunedStudent(StudentChoice):
+class PrunedStudent(GrownStudent):
     """A copy of a model with fewer layers, by default of the teacher.
 
     It starts from the weights as its teacher holds them: with `teacher.dtype: bfloat16`, from the
@@ -68,3 +97,8 @@ class FreshStudent(StudentChoice):
 StudentSettings: TypeAlias = Annotated[
     LoadedStudent | PrunedStudent | FreshStudent, Field(discriminator="kind")
 ]
+
+
+def lora_of(settings: StudentSettings) -> LoraSettings | None:
+    """The student's adapter; None where its own weights are trained."""
+    return settings.lora if isinstance(settings, GrownStudent) else None

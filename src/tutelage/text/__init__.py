@@ -2,11 +2,16 @@
 
 from tutelage.text.chat import Formatted, Formatter, TooLongError
 from tutelage.text.collate import collate, cut, num_tokens
+from tutelage.text.contexts import COLUMNS, Context, Shown, TeacherView
 from tutelage.text.vocabulary import VocabularyMatch, match
 
 __all__ = [
+    "COLUMNS",
+    "Context",
     "Formatted",
     "Formatter",
+    "Shown",
+    "TeacherView",
     "TooLongError",
     "VocabularyMatch",
     "collate",

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.core.errors import DataError
 from tutelage.core.records import Prompt, Rollout
-from tutelage.text.template import Message, Template, eos_of
+from tutelage.text.template import Message, Template, eos_of, plain_ids
 
 Kept = TypeVar("Kept")
 
@@ -97,18 +97,10 @@ class Formatter:
             DataError: naming the row, and the column where it is one column's fault.
             TooLongError: for a prompt over the limit.
         """
-        if "prompt" in row:
-            given = row["prompt"]
-            if isinstance(given, str):
-                return self._prompt(row, name, self._plain(_text(row, "prompt", name)))
-            messages = _messages(row, "prompt", name)
-        else:
-            messages = _messages(row, "messages", name)
-            if messages[-1]["role"] == "assistant":
-                messages = messages[:-1]
-        if not messages:
-            raise _bad(name, "prompt", "empty", "at least one message", "Fill it, or drop the row")
-        return self._prompt(row, name, self._template(name).prompt_ids(messages))
+        question = question_of(row, name)
+        if isinstance(question, str):
+            return self._prompt(row, name, self._plain(question))
+        return self._prompt(row, name, self._template(name).prompt_ids(question))
 
     def rollouts(
         self, rows: Iterable[tuple[Mapping[str, Any], str]], *, completed: bool = True
@@ -206,9 +198,9 @@ class Formatter:
             return self._template(name).prompt_ids(_messages(row, "teacher_prompt", name))
         if self.teacher_template is None:
             return None
-        messages = _messages(row, "prompt" if "prompt" in row else "messages", name)
-        if "prompt" not in row and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
+        messages = question_of(row, name)
+        if isinstance(messages, str):
+            raise _bad(name, "prompt", "a plain text", "messages", "Give a column teacher_prompt")
         variables = {**self.template_kwargs, "row": row}
         own = Template(self.tokenizer, self.teacher_template, variables, name)
         return own.prompt_ids(messages)
@@ -217,9 +209,7 @@ class Formatter:
         return Template(self.tokenizer, self.chat_template, self.template_kwargs, name)
 
     def _plain(self, text: str) -> list[int]:
-        """A text that begins a row: behind BOS if the tokenizer writes one, and never ended."""
-        alone = cast(list[int], self.tokenizer("")["input_ids"])
-        return [*(at for at in alone if at == self.tokenizer.bos_token_id), *self._encode(text)]
+        return plain_ids(self.tokenizer, text)
 
     def _encode(self, text: str) -> list[int]:
         return cast(list[int], self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -234,6 +224,24 @@ def _is_completed(row: Mapping[str, Any]) -> bool:
         return True
     last = cast("Sequence[Any]", messages)[-1]
     return not isinstance(last, Mapping) or cast("Mapping[str, Any]", last).get("role") != "user"
+
+
+def question_of(row: Mapping[str, Any], name: str) -> str | list[Message]:
+    """What the row asks: a plain text, or the messages before the (last) answer.
+
+    Raises:
+        DataError: naming the row and the column.
+    """
+    if isinstance(row.get("prompt"), str):
+        return _text(row, "prompt", name)
+    if "prompt" in row:
+        return _messages(row, "prompt", name)
+    messages = _messages(row, "messages", name)
+    if messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise _bad(name, "messages", "an answer alone", "at least one question", "Add a message")
+    return messages
 
 
 def _text(row: Mapping[str, Any], column: str, name: str) -> str:

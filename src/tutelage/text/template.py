@@ -1,5 +1,6 @@
 """One conversation through a chat template, cut into prompt and answers at the level of ids."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -11,6 +12,10 @@ from tutelage.core.errors import ConfigError, DataError
 
 Message = dict[str, Any]
 Span = tuple[int, int]
+
+_ANSWER = "the-answer-starts-here"
+_THOUGHT = r"(?:\s|</?[^\s<>]*think[^\s<>]*>)*"
+"""White space and the marks around thinking, which templates add and drop at will."""
 
 
 @final
@@ -27,6 +32,25 @@ class Template:
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The conversation so far and the marker that opens the assistant's turn."""
         return self._ids(messages, opened=True)
+
+    def check_opened(self, messages: Sequence[Message]) -> None:
+        """Make sure that the prompt ends where an answer starts, thinking marks aside.
+
+        Raises:
+            ConfigError: it does not: what opens the assistant's turn is missing.
+        """
+        opened = re.sub(f"{_THOUGHT}$", "", self._text(messages, opened=True))
+        answered = [*messages, {"role": "assistant", "content": _ANSWER}]
+        whole = self._text(answered, opened=False)
+        gap, found, _ = whole.removeprefix(opened).partition(_ANSWER)
+        if whole.startswith(opened) and found and re.fullmatch(_THOUGHT, gap):
+            return
+        message = (
+            f"{self.name}: the teacher's chat template ends with {opened[-20:]!r} where the "
+            "completion starts; it must open the assistant's turn (add_generation_prompt). "
+            "Mend the template, or leave it out for the tokenizer's own."
+        )
+        raise ConfigError(message)
 
     def answers(self, messages: Sequence[Message], *, every: bool) -> tuple[list[int], list[Span]]:
         """All ids up to the end of the last answer, and the span of the last or of every answer.
@@ -85,6 +109,12 @@ class Template:
         return whole, [(len(before), len(whole))]
 
     def _ids(self, messages: Sequence[Message], *, opened: bool) -> list[int]:
+        return cast(list[int], self._rendered(messages, opened=opened, tokenize=True))
+
+    def _text(self, messages: Sequence[Message], *, opened: bool) -> str:
+        return cast(str, self._rendered(messages, opened=opened, tokenize=False))
+
+    def _rendered(self, messages: Sequence[Message], *, opened: bool, tokenize: bool) -> object:
         if self.template is None and not self.tokenizer.chat_template:
             message = (
                 f"{self.name}: the row is a conversation and the tokenizer has no chat template; "
@@ -92,11 +122,11 @@ class Template:
             )
             raise ConfigError(message)
         try:
-            rendered = self.tokenizer.apply_chat_template(
+            return self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 chat_template=self.template,
                 add_generation_prompt=opened,
-                tokenize=True,
+                tokenize=tokenize,
                 return_dict=False,
                 **self.variables,
             )
@@ -106,7 +136,6 @@ class Template:
                 "one the template can show. Mend the row, or set another chat_template."
             )
             raise DataError(message) from error
-        return cast(list[int], rendered)
 
     def _ended(self, ids: list[int], start: int) -> list[int]:
         """The ids up to the token that ends the turn; EOS where the template puts none.
@@ -138,3 +167,10 @@ def eos_of(tokenizer: PreTrainedTokenizerBase) -> int:
         )
         raise ConfigError(message)
     return cast(int, eos)
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A text that begins a row: behind BOS if the tokenizer writes one, and never ended."""
+    alone = cast(list[int], tokenizer("")["input_ids"])
+    encoded = cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [*(at for at in alone if at == tokenizer.bos_token_id), *encoded]

@@ -1,6 +1,6 @@
 """One optimiser step and the loop around it: clocks, checkpoints and ranks included."""
 
-from tutelage.training.clocks import TaidClock, learning_rate_at
+from tutelage.training.clocks import Clock, TaidClock, learning_rate_at
 from tutelage.training.hooks import (
     Collected,
     Ended,
@@ -20,6 +20,7 @@ from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful
 
 __all__ = [
+    "Clock",
     "Collected",
     "Ended",
     "Evaluate",

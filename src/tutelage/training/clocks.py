@@ -6,13 +6,30 @@ Evaluation reads clocks and never moves one.
 
 import math
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
-from tutelage.objectives.moved_targets import Taid
+from tutelage.objectives.moved_targets import Move, Taid
 from tutelage.training.settings import TrainingSettings
 
 _TINY = 1e-15
 """Keeps a loss of zero from dividing by zero (the same number as in the official code)."""
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """Something that moves once for each optimiser step, and that a checkpoint can hold."""
+
+    def move(self, *, loss: float, step: int) -> None:
+        """Go on after the step with this index, counted from 0; the loss is the step's mean."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: a `Tree`."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        ...
 
 
 @final
@@ -117,6 +134,11 @@ class TaidClock:
         self.num_updates = state["num_updates"]
         self.num_skipped = state["num_skipped"]
         self.num_adaptive_leads = state["num_adaptive_leads"]
+
+
+def taid_clock(move: Move, settings: TrainingSettings) -> TaidClock | None:
+    """The clock of a target that moves by one; None for the others."""
+    return TaidClock(move, num_steps=settings.num_steps) if isinstance(move, Taid) else None
 
 
 def _sigmoid(x: float) -> float:

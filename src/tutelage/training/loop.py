@@ -21,7 +21,7 @@ from tutelage.objectives import Move, NoMove, Objective, Taid
 from tutelage.rollouts.source import RolloutSource
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.checkpoint import Checkpoints, Identity, Keeper
-from tutelage.training.clocks import TaidClock, learning_rate_at
+from tutelage.training.clocks import Clock, learning_rate_at, taid_clock
 from tutelage.training.collect import Collector
 from tutelage.training.hooks import (
     Collected,
@@ -71,7 +71,9 @@ class Trainer:
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """More that a resumed run must agree on, plain values by dotted name: `teacher.model`, say."""
     parts: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
-    """More that changes, saved and restored with the rest, by name: an average of weights, say."""
+    """More that changes, saved and restored with the rest, by name."""
+    clocks: Mapping[str, Clock] = field(default_factory=dict[str, Clock])
+    """Parts that the trainer also moves, once after each optimiser step: an averaged teacher."""
     ranks: Ranks | None = None
     """Give the one that the rollouts were divided by; None makes one."""
 
@@ -134,7 +136,7 @@ class _Run:
         settings = self._settings = trainer.settings
         tracked = () if read_only else settings.track_with
         self._ranks = trainer.ranks or Ranks(track_with=tracked, folder=trainer.output)
-        self._clock = _clock_of(trainer.move, settings)
+        self._clock = taid_clock(trainer.move, settings)
         # Where the objective reads labels alone, a teacher would be asked in vain.
         teacher = trainer.teacher if trainer.objective.needs_teacher else None
         module = LossModule(
@@ -144,6 +146,7 @@ class _Run:
             move=trainer.move,
             measure_moved=isinstance(trainer.move, Taid) and trainer.move.schedule == "adaptive",
         )
+        self._parts = {**trainer.parts, **trainer.clocks}
         self._optimizer = build_optimizer(trainer.student, settings)
         self._stepper = Stepper(module, teacher, self._optimizer, settings, self._ranks)
         self._collector = Collector(trainer.rollouts, settings, self._ranks)
@@ -202,6 +205,8 @@ class _Run:
         if self._clock is not None:
             heard = totals.moved_cross_entropy
             self._clock.move(loss=totals.loss if heard is None else heard, step=self._step)
+        for clock in self._trainer.clocks.values():
+            clock.move(loss=totals.loss, step=self._step)
         self._step += 1
         for clock in self._trainer.rollouts.clocks:
             clock.move(done=self._step / settings.num_steps)
@@ -312,7 +317,7 @@ class _Run:
         return {
             "optimizer": self._optimizer.state_dict(),
             "clock": None if self._clock is None else self._clock.state_dict(),
-            "parts": {name: part.state_dict() for name, part in self._trainer.parts.items()},
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
             "seconds": self._watch.seconds,
             "trained_tokens": self._trained_tokens,
             "last_evaluated": self._last_evaluated,
@@ -322,7 +327,7 @@ class _Run:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._clock is not None:
             self._clock.load_state_dict(state["clock"])
-        for name, part in self._trainer.parts.items():
+        for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         self._watch.go_on_from(state["seconds"])
         self._trained_tokens = state["trained_tokens"]
@@ -335,7 +340,7 @@ class _Run:
             **dotted("objective", trainer.objective.model_dump(mode="json")),
             **dotted("move", trainer.move.model_dump(mode="json")),
             **trainer.identity,
-            "parts": sorted(trainer.parts),
+            "parts": sorted(self._parts),
         }
 
     def _tell(self, event: Event) -> None:
@@ -364,10 +369,6 @@ class _Run:
             checkpoint=newest,
             advice=advice,
         )
-
-
-def _clock_of(move: Move, settings: TrainingSettings) -> TaidClock | None:
-    return TaidClock(move, num_steps=settings.num_steps) if isinstance(move, Taid) else None
 
 
 def _divides(every: int | None, step: int) -> bool:

@@ -8,7 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.core.errors import DataError
 from tutelage.core.records import Rollout
-from tutelage.recipes.config import Recipe
+from tutelage.core.seeds import seed_for
+from tutelage.recipes.config import Recipe, SelfTeacherSettings
+from tutelage.recipes.teaching import show_context, teacher_view
 from tutelage.rollouts import (
     DatasetRolloutSettings,
     MixedRolloutSettings,
@@ -42,7 +44,7 @@ def prepare_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
         settings, tokenizer, settings.num_rows, completed=needs_completions(settings)
     )
     if evaluation.num_rows == 0:
-        return Rows(training=training, held_out=[], notes=notes)
+        return _with_views(Rows(training=training, held_out=[], notes=notes), recipe, tokenizer)
     if evaluation.data is not None:
         own = settings.model_copy(update={"data": evaluation.data})
         held_out, more = _rollouts(own, tokenizer, evaluation.num_rows, completed=True)
@@ -67,7 +69,25 @@ def prepare_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
     num_leaked = sum(row.prompt.student_ids in seen for row in held_out)
     if num_leaked:
         notes.append(f"{num_leaked} held-out prompts also occur among the training rows.")
-    return Rows(training=training, held_out=held_out, notes=notes)
+    return _with_views(Rows(training=training, held_out=held_out, notes=notes), recipe, tokenizer)
+
+
+def _with_views(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """The rows with what only the teacher reads; held-out rows are apart, `other` ones too."""
+    if not isinstance(recipe.teacher, SelfTeacherSettings):
+        return rows
+    view = teacher_view(
+        recipe.teacher,
+        tokenizer,
+        template=recipe.rollouts.chat_template,
+        arguments=recipe.rollouts.template_arguments,
+        too_long=recipe.rollouts.too_long,
+        seed=seed_for(recipe.seed, "contexts"),
+    )
+    training, notes = show_context(view, rows.training)
+    held_out, more = show_context(view, rows.held_out)
+    more = [f"held-out rows: {note}" for note in more]
+    return Rows(training=training, held_out=held_out, notes=[*rows.notes, *notes, *more])
 
 
 def needs_completions(settings: RowSettings) -> bool:

@@ -1,0 +1,157 @@
+"""Who teaches whom: the two models of a recipe by their files, and the teacher's weights."""
+
+from dataclasses import replace
+
+import torch
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from tutelage.core.errors import ConfigError, ModelError
+from tutelage.models import LoadedModel, load_config, load_model, load_tokenizer
+from tutelage.recipes.config import LiveTeacherSettings, Recipe, SelfTeacherSettings
+from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher
+from tutelage.students import (
+    FreshStudent,
+    LoadedStudent,
+    PrunedStudent,
+    choose_layers,
+    fresh_config,
+)
+from tutelage.text import match
+
+
+def load_teacher(recipe: Recipe, device: torch.device) -> LoadedModel:
+    """The teacher's weights, where it is to answer."""
+    settings = recipe.teacher
+    if settings is None:
+        raise ConfigError("teacher is missing; it must be given. Name a model in teacher.model.")
+    if isinstance(settings, SelfTeacherSettings):
+        raise ConfigError("teacher.kind is self; it must be of its own to be loaded. Name a model.")
+    if not isinstance(settings, LiveTeacherSettings):
+        toy = toy_teacher(settings)
+        return replace(toy, lm=toy.lm.to(device))
+    return load_model(
+        settings.model,
+        dtype=_teacher_dtype(settings),
+        device=device,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def _teacher_dtype(settings: LiveTeacherSettings) -> torch.dtype:
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)
+    if settings.model.endswith(".gguf") or settings.model.startswith("package:"):
+        return torch.float32
+    config = load_config(
+        settings.model,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    saved = getattr(config, "dtype", None)
+    return saved if isinstance(saved, torch.dtype) else torch.float32
+
+
+def teacher_config(recipe: Recipe) -> PretrainedConfig | None:
+    """What the teacher's files say about it; no weight is read."""
+    match recipe.teacher:
+        case None:
+            return None
+        case LiveTeacherSettings(model=model, revision=revision, trust_remote_code=trust):
+            return load_config(model, revision=revision, trust_remote_code=trust)
+        case SelfTeacherSettings():
+            return None if _made_from_teacher(recipe) else student_config(recipe)
+        case toy:
+            return toy_config(toy)
+
+
+def teacher_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
+    """The teacher's tokenizer; no weight is read."""
+    match recipe.teacher:
+        case None:
+            return None
+        case LiveTeacherSettings(model=model, revision=revision, trust_remote_code=trust):
+            return load_tokenizer(model, revision=revision, trust_remote_code=trust)
+        case SelfTeacherSettings():
+            return None if _made_from_teacher(recipe) else student_tokenizer(recipe)
+        case _:
+            return byte_tokenizer()
+
+
+def _made_from_teacher(recipe: Recipe) -> bool:
+    return not isinstance(recipe.student, LoadedStudent) and (
+        isinstance(recipe.student, FreshStudent) or recipe.student.model is None
+    )
+
+
+def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that the student is, or is cut from; a fresh one's teacher's."""
+    student = recipe.student
+    if isinstance(student, LoadedStudent):
+        return load_tokenizer(
+            student.model,
+            revision=student.revision,
+            trust_remote_code=student.trust_remote_code,
+        )
+    if isinstance(student, PrunedStudent) and student.model is not None:
+        return load_tokenizer(student.model)
+    tokenizer = teacher_tokenizer(recipe)
+    if tokenizer is None:
+        raise _needs_a_teacher(recipe)
+    return tokenizer
+
+
+def student_config(recipe: Recipe) -> PretrainedConfig:
+    """The student's shape, worked out from the settings and its origin's files; no weight is read.
+
+    Raises:
+        ConfigError: more layers are to be kept than there are, or a change that makes no model.
+    """
+    student = recipe.student
+    if isinstance(student, LoadedStudent):
+        return load_config(
+            student.model,
+            revision=student.revision,
+            trust_remote_code=student.trust_remote_code,
+        )
+    origin = student.model if isinstance(student, PrunedStudent) else student.like
+    base = teacher_config(recipe) if origin is None else load_config(origin)
+    if base is None:
+        raise _needs_a_teacher(recipe)
+    if isinstance(student, FreshStudent):
+        teacher = teacher_config(recipe)
+        words = {} if teacher is None else {"vocab_size": vocabulary_size(teacher)}
+        return fresh_config(base, {**words, **student.config})
+    shape = base.get_text_config()
+    how = "uniform" if student.choose == "influence" else student.choose
+    choose_layers(how, keep=student.keep_layers, num_layers=shape.num_hidden_layers)
+    return fresh_config(shape, {"num_hidden_layers": student.keep_layers})
+
+
+def _needs_a_teacher(recipe: Recipe) -> ConfigError:
+    return ConfigError(
+        f"teacher is missing, and a {recipe.student.kind} student is made from it; it must be "
+        "given. Name a model in teacher.model."
+    )
+
+
+def check_vocabularies(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """How many entries student and teacher share; None without a teacher.
+
+    Raises:
+        ModelError: they speak different languages; says what to do.
+    """
+    teacher_words, config = teacher_tokenizer(recipe), teacher_config(recipe)
+    if teacher_words is None or config is None:
+        return None
+    student = student_config(recipe)
+    try:
+        found = match(tokenizer, teacher_words, vocabulary_size(student), vocabulary_size(config))
+    except ModelError as error:
+        raise ModelError(f"student and teacher: {error}") from error
+    return found.num_real
+
+
+def vocabulary_size(config: PretrainedConfig) -> int:
+    """Entries of the head."""
+    return int(config.get_text_config().vocab_size)

@@ -1,0 +1,14 @@
+"""The student as its own teacher, in recipes: settings, checks, the rows' second view, assembly."""
+
+from tutelage.recipes.teaching.build import build_teacher, kept_weights, show_context, teacher_view
+from tutelage.recipes.teaching.check import contradictions_of
+from tutelage.recipes.teaching.settings import SelfTeacherSettings
+
+__all__ = [
+    "SelfTeacherSettings",
+    "build_teacher",
+    "contradictions_of",
+    "kept_weights",
+    "show_context",
+    "teacher_view",
+]
