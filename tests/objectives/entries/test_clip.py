@@ -41,6 +41,12 @@ def both_ways(case: Case, student: Tensor, teacher: Tensor) -> tuple[Tensor, Ten
     return found
 
 
+def between_the_middle_two(values: Tensor) -> float:
+    """A threshold at no value itself, where one path may round to one side and one to the other."""
+    middle = values.numel() // 2
+    return float(values.sort().values[middle - 1 : middle + 1].mean())
+
+
 def slopes(case: Case, lq: Tensor, lp: Tensor) -> tuple[Tensor, Tensor]:
     """Terms and d term / d log q of one of the three divergences, written out."""
     q, p = lq.exp(), lp.exp()
@@ -122,7 +128,7 @@ def test_an_infinite_divergence_is_bounded_and_its_gradient_finite(case: Case, k
     teacher[2:5, 4] = -math.inf
     assert value_and_gradient(from_settings(case), student, teacher)[0].isinf().any()
     values, gradient = both_ways(clipped(case, kind, 0.1), student, teacher)
-    assert values.max() <= (0.6 if kind == "pointwise" else 0.1)
+    assert values.max() <= (0.6 if kind == "pointwise" else 0.1) + 1e-12
     assert gradient.isfinite().all()
 
 
@@ -130,7 +136,7 @@ def test_an_infinite_divergence_is_bounded_and_its_gradient_finite(case: Case, k
 def test_a_clipped_sum_is_the_smaller_of_both_and_learns_nothing_above(case: Case) -> None:
     student, teacher = random_pair(60, 8)
     plain, free = both_ways(case, student, teacher)
-    threshold = float(plain.median())
+    threshold = between_the_middle_two(plain)
     values, gradient = both_ways(clipped(case, "token_sum", threshold), student, teacher)
     above = plain >= threshold
     assert above.any()
@@ -143,7 +149,7 @@ def test_a_clipped_sum_is_the_smaller_of_both_and_learns_nothing_above(case: Cas
 def test_a_clipped_weight_keeps_the_direction_and_bounds_the_size(case: Case) -> None:
     student, teacher = random_pair(60, 8)
     plain, free = both_ways(case, student, teacher)
-    threshold = float(plain.median())
+    threshold = between_the_middle_two(plain)
     values, gradient = both_ways(clipped(case, "token_weight", threshold), student, teacher)
     weight = (threshold / plain).clamp(max=1)
     torch.testing.assert_close(values, plain.clamp(max=threshold))

@@ -95,7 +95,7 @@ def test_renormalised_leaves_the_rest_alone_and_a_tail_moves_it_as_one(case: Cas
     student, teacher = random_pair(9, 40)
     _, gradient = value_and_gradient(from_settings(case), student, teacher)
     if case["support"].get("rest") == "renormalised":
-        assert (gradient != 0).sum(-1).max() <= 2 * case["support"]["num_entries"]
+        assert (gradient.abs() > 1e-15).sum(-1).max() <= 2 * case["support"]["num_entries"]
         return
     # Outside the support the gradient is proportional to the student's probabilities.
     per_mass = gradient / (student / case.get("temperature", 1.0)).softmax(-1)

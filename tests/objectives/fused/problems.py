@@ -49,7 +49,9 @@ KINDS: list[Mapping[str, Any]] = [
     {"kind": "forward_kl", "clip": {"kind": "token_weight", "threshold": 1.0}},
     {"kind": "forward_kl", "support": {"num_entries": 9}},
     {"kind": "jsd", "support": {"num_entries": 5, "chosen_by": "union"}, "temperature": 1.2},
-    {"kind": "reverse_kl", "support": {"num_entries": 7, "rest": "renormalised"}},
+    # A support is a choice, and rounding to bfloat16 may turn it where two scores tie at its edge:
+    # so it does with 7 entries in these problems.
+    {"kind": "reverse_kl", "support": {"num_entries": 4, "rest": "renormalised"}},
     {"kind": "sampled_token"},
     {"kind": "sampled_token", "temperature": 0.8},
     {"kind": "cross_entropy"},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage.objectives.row_kernels.compared import softmax_into
 
-# Below the top by this much a probability is 0 in fp64 too, and the score is finite.
+# So far below the top a probability is 0 in fp64 too, and the score is still finite.
 _FAR = 1e4
 
 
@@ -35,30 +35,32 @@ def restricted_rows(
     """A kernel's values on the kept classes, and in `student` the gradient over all entries.
 
     Log-sum-exp over the rest is the score of their class, and a softmax over the rest says how
-    that class's gradient is shared out.
+    that class's gradient is shared out. The kernel works in fp64: classes are few, so it costs
+    nothing, and their rounding errors would not average out.
     """
     few_student, few_teacher = _classes(student, kept), _classes(teacher, kept)
-    values = kernel(few_student, few_teacher)
+    values = kernel(few_student, few_teacher).to(student.dtype)
+    gradient = few_student.to(student.dtype)
     num_kept = kept.ids.shape[1]
     if kept.tail:
-        student.mul_(few_student[:, num_kept:])
+        student.mul_(gradient[:, num_kept:])
     else:
         student.zero_()
-    student.scatter_add_(1, kept.ids, few_student[:, :num_kept])
+    student.scatter_add_(1, kept.ids, gradient[:, :num_kept])
     return values
 
 
 def _classes(scores: Float[Tensor, "R V"], kept: Kept) -> Float[Tensor, "R C"]:
-    """Scores of the classes; with a tail, `scores` becomes the softmax over the rest."""
-    few = scores.gather(1, kept.ids)
+    """Scores of the classes in fp64; with a tail, `scores` becomes a softmax of the rest."""
+    few = scores.gather(1, kept.ids).double()
     lowest = few.amax(dim=-1, keepdim=True) - _FAR
     if kept.again is not None:
         few = torch.where(kept.again, lowest, few)
     if not kept.tail:
         return few
     scores.scatter_(1, kept.ids, -torch.inf)
-    top = scores.amax(dim=-1, keepdim=True)
-    empty = top == -torch.inf
+    top_of_rest = scores.amax(dim=-1, keepdim=True)
+    empty = top_of_rest == -torch.inf
     softmax_into(scores, scores.masked_fill_(empty, 0.0))
-    tail = top.double() - scores.amax(dim=-1, keepdim=True).double().log()
-    return torch.cat([few, torch.where(empty, lowest, tail.to(few.dtype))], dim=1)
+    tail = top_of_rest.double() - scores.amax(dim=-1, keepdim=True).double().log()
+    return torch.cat([few, torch.where(empty, lowest, tail)], dim=1)
