@@ -11,28 +11,23 @@ for each implementation, rounds interleaved, peak memory over the loaded inputs 
 included, errors of loss and gradients against float64 on a slice beside every time.
 """
 
-import argparse
-import os
-import sys
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
+from benchmarks.command import Notebook, Sweep, address_space, missing_of, parser_for, sweep_of
 from benchmarks.measure import (
-    RESULTS,
+    MIB,
     Answer,
     Job,
     in_short,
-    installed,
     interleaved,
     machine_line,
     markdown_table,
-    median_of,
-    write_results,
 )
+from benchmarks.rounds import Judged, footnotes, judged, spread
 
-MIB = 2**20
 FLOOR = "four matmuls alone"
 COLUMNS = (
     *("implementation", "s", "cpu s", "x floor", "first s", "memory MiB", "x memory"),
@@ -119,11 +114,8 @@ class Plan:
     dtypes: tuple[str, ...]
     kind: str
     objectives: bool
-    threads: tuple[int, ...]
-    num_rounds: int
     repeats: int
-    only: str
-    folder: Path
+    sweep: Sweep
 
 
 def rows_of(plan: Plan, dtype: str) -> list[Implementation]:
@@ -133,13 +125,11 @@ def rows_of(plan: Plan, dtype: str) -> list[Implementation]:
             Implementation(name=_in_words(o), implementation="ours", settings={"objective": o})
             for o in OBJECTIVES
         ]
-    missing = {p.package for p in PEERS if p.package and installed(p.package) is None}
-    for package in sorted(missing):
-        print(f"{package} is not installed: pip install -e '.[benchmarks]'", file=sys.stderr)
+    missing = missing_of(peer.package for peer in PEERS if peer.package)
     return [
         peer
         for peer in PEERS
-        if dtype in peer.dtypes and peer.package not in missing and plan.only in peer.name
+        if dtype in peer.dtypes and peer.package not in missing and plan.sweep.only in peer.name
     ]
 
 
@@ -164,79 +154,82 @@ def measure(plan: Plan, *, tokens: int, dtype: str, threads: int) -> dict[str, l
                 **row.settings,
             },
             threads=threads,
-            # Well above the machine's memory, which mappings exceed.
-            memory_bytes=2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            memory_bytes=address_space(),
         )
         for row in rows_of(plan, dtype)
     ]
-    return interleaved(jobs, num_rounds=plan.num_rounds)
+    return interleaved(jobs, num_rounds=plan.sweep.num_rounds)
 
 
-def table_of(answers: Mapping[str, Sequence[Answer]]) -> str:
-    """Medians; ratios to the first row, which is the floor, or forward KL among objectives."""
+def floors_of(answers: Mapping[str, Sequence[Answer]]) -> dict[str, list[float]]:
+    """Seconds of the first row's same work in each round, for every row alike."""
     first = next(iter(answers.values()), ())
-    ours = next((given for name, given in answers.items() if name.startswith("ours")), first)
-    rows: list[list[str]] = []
-    for name, given in answers.items():
-        failed = next((answer["error"] for answer in given if "error" in answer), None)
-        wall, memory = median_of(given, "wall_seconds"), median_of(given, "memory_bytes")
-        cpu = median_of(given, "cpu_seconds")
+    walls = [float(answer.get("wall_seconds", math.nan)) for answer in first]
+    # A first row that failed was not asked again: nothing is known of the later rounds.
+    walls += [math.nan] * max((len(given) for given in answers.values()), default=0)
+    return {name: walls[: len(given)] for name, given in answers.items()}
+
+
+def table_of(rows: Mapping[str, Judged]) -> str:
+    """Medians; ratios to the first row, which is the floor, or forward KL among objectives."""
+    first = next(iter(rows.values()))
+    ours = next((row for name, row in rows.items() if name.startswith("ours")), first)
+    lines: list[list[str]] = []
+    for name, row in rows.items():
+        cpu, memory = row.median("cpu_seconds"), row.median("memory_bytes")
         found = [
-            wall,
+            row.median("wall_seconds"),
             cpu,
             # CPU seconds, which neighbours disturb less, as both do the same kind of work.
-            cpu / median_of(first, "cpu_seconds"),
-            median_of(given, "first_seconds"),
+            cpu / first.median("cpu_seconds"),
+            row.median("first_seconds"),
             memory / MIB,
-            memory / median_of(ours, "memory_bytes"),
-            *(median_of(given, key) for key in ("loss_error", "hidden_error")),
-            *(median_of(given, key) for key in ("near_loss_error", "near_hidden_error")),
+            memory / ours.median("memory_bytes"),
+            *(row.median(key) for key in ("loss_error", "hidden_error")),
+            *(row.median(key) for key in ("near_loss_error", "near_hidden_error")),
         ]
-        label = name if failed is None else f"{name}: {failed}"
-        rows.append([label, *(in_short(number) for number in found)])
-    return markdown_table(COLUMNS, rows)
+        lines.append([row.label(name), *(in_short(number) for number in found)])
+    return markdown_table(COLUMNS, lines)
 
 
-def spread_of(answers: Mapping[str, Sequence[Answer]]) -> float:
-    """Slowest over fastest round of the first row: 1 on a quiet machine."""
-    first = next(iter(answers.values()), ())
-    walls = [answer["wall_seconds"] for answer in first if "wall_seconds" in answer]
-    return max(walls) / min(walls) if walls else float("nan")
+def body_of(
+    plan: Plan, answers: Mapping[str, Sequence[Answer]], *, threads: int, tokens: int, dtype: str
+) -> list[str]:
+    """The table with what a reader must know to trust it."""
+    floors = floors_of(answers)
+    rows = judged(answers, threads=threads, floors=floors)
+    notes = NOTES.format(
+        tokens=tokens,
+        entries=plan.entries,
+        width=plan.width,
+        dtype=dtype,
+        kind="every objective" if plan.objectives else plan.kind,
+        threads=threads,
+        rounds=plan.sweep.num_rounds,
+        repeats=plan.repeats,
+        spread=in_short(spread(floors)),
+        machine=machine_line(),
+    )
+    return [table_of(rows), footnotes(rows), notes] if rows else [notes]
 
 
 def run(plan: Plan) -> str:
     """Measure everything the plan asks for; returns the Markdown and keeps it with the numbers."""
-    reports: list[str] = []
-    results: dict[str, Any] = {"machine": machine_line()}
     name = "loss-objectives" if plan.objectives else f"loss-{plan.kind}-{plan.entries}"
+    notebook = Notebook(name=name, folder=plan.sweep.folder)
     for dtype in plan.dtypes:
-        for threads in plan.threads:
+        for threads in plan.sweep.threads:
             for tokens in plan.tokens:
                 answers = measure(plan, tokens=tokens, dtype=dtype, threads=threads)
+                body = body_of(plan, answers, threads=threads, tokens=tokens, dtype=dtype)
                 title = f"{tokens} x {plan.entries}, width {plan.width}, {dtype}, {plan.kind}"
-                notes = NOTES.format(
-                    tokens=tokens,
-                    entries=plan.entries,
-                    width=plan.width,
-                    dtype=dtype,
-                    kind="every objective" if plan.objectives else plan.kind,
-                    threads=threads,
-                    rounds=plan.num_rounds,
-                    repeats=plan.repeats,
-                    spread=in_short(spread_of(answers)),
-                    machine=machine_line(),
-                )
-                results[f"{title}, {threads}"] = answers
-                heading = f"### {title}, {threads} thread{'s' if threads > 1 else ''}"
-                reports.append("\n\n".join([heading, table_of(answers), notes]))
-                # Written after each table, so that a killed run leaves what it has.
-                write_results(name, results, "\n\n".join(reports), folder=plan.folder)
-    return "\n\n".join(reports)
+                notebook.add(title, threads=threads, body=body, numbers=answers)
+    return notebook.text
 
 
 def plan_from(words: Sequence[str] | None = None) -> Plan:
     """The plan that the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Verbatim)
+    parser = parser_for(__doc__, quick="256 tokens over 8192 entries")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048])
     parser.add_argument("--entries", type=int, default=50304, help="vocabulary size")
     parser.add_argument("--width", type=int, default=512)
@@ -244,14 +237,8 @@ def plan_from(words: Sequence[str] | None = None) -> Plan:
     parser.add_argument("--kind", choices=("forward_kl", "reverse_kl", "jsd"), default="forward_kl")
     parser.add_argument("--objectives", action="store_true", help="ours only, every objective")
     parser.add_argument("--growth", action="store_true", help="2048, 4096 and 8192 tokens")
-    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", default="", help="only implementations with this in their name")
-    parser.add_argument("--quick", action="store_true", help="256 tokens, one round, one thread")
-    parser.add_argument("--folder", type=Path, default=RESULTS)
     asked = parser.parse_args(words)
-    threads = tuple(asked.threads or sorted({1, os.cpu_count() or 1}))
     tokens = (2048, 4096, 8192) if asked.growth else tuple(asked.tokens)
     return Plan(
         tokens=(256,) if asked.quick else tokens,
@@ -260,16 +247,9 @@ def plan_from(words: Sequence[str] | None = None) -> Plan:
         dtypes=tuple(asked.dtype),
         kind=asked.kind,
         objectives=asked.objectives,
-        threads=threads[:1] if asked.quick else threads,
-        num_rounds=1 if asked.quick else asked.rounds,
         repeats=1 if asked.quick else asked.repeats,
-        only=asked.only,
-        folder=asked.folder,
+        sweep=sweep_of(asked),
     )
-
-
-class _Verbatim(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description as they are."""
 
 
 if __name__ == "__main__":

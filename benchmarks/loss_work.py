@@ -4,7 +4,6 @@ Everything gets the same hidden states and heads, returns the mean over tokens i
 gradients of the student's hidden states and head.
 """
 
-import argparse
 import statistics
 import warnings
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from benchmarks.measure import Answer, Timing, peak_bytes, reset_peak, resident_bytes, serve, timed
+from benchmarks.command import work_by
+from benchmarks.measure import Answer, Timing, peak_bytes, reset_peak, resident_bytes, timed
 from torch import Tensor
 
 BETA = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}
@@ -241,6 +241,4 @@ def _import_peers(asked: Answer) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--worker", required=True)
-    serve(answer, parser.parse_args().worker)
+    work_by(answer)

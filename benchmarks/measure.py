@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "runs" / "benchmarks"
 RESULT_MARK = "RESULT "
 PACKAGES = ("torch", "transformers", "trl", "liger-kernel", "accelerate")
-LEAST_CPU_PER_WALL = 0.85
+MIB = 2**20
 
 Answer = dict[str, Any]
 
@@ -70,11 +70,6 @@ def _status_bytes(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {name}; this benchmark needs Linux.")
-
-
-def is_quiet(timing: Timing, threads: int) -> bool:
-    """Whether the work had its cores to itself; a sample that had not is not to be trusted."""
-    return timing.cpu_seconds >= LEAST_CPU_PER_WALL * threads * timing.wall_seconds
 
 
 def environment(threads: int) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """A step as this package takes it: the public Trainer on rows laid end to end."""
 
-import argparse
 from pathlib import Path
 
 import torch
-from benchmarks.measure import Answer, peak_bytes, reset_peak, serve
+from benchmarks.command import work_by
+from benchmarks.measure import Answer, peak_bytes, reset_peak
 from benchmarks.step_work import (
     BETAS,
     EPSILON,
@@ -91,6 +91,4 @@ def work(asked: Answer) -> Answer:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", required=True)
-    serve(work, parser.parse_args().worker)
+    work_by(work)

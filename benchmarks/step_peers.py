@@ -7,13 +7,13 @@ Both are called as their users call them. What is changed is named here: the ord
 (every implementation sees the same), and the loss of each step is kept.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.measure import Answer, peak_bytes, reset_peak, serve, timed
+from benchmarks.command import work_by
+from benchmarks.measure import Answer, peak_bytes, reset_peak, timed
 from benchmarks.step_work import (
     BETAS,
     EPSILON,
@@ -181,6 +181,4 @@ def work(asked: Answer) -> Answer:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--worker", required=True)
-    serve(work, parser.parse_args().worker)
+    work_by(work)

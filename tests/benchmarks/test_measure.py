@@ -3,7 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
-from benchmarks.measure import Job, Timing
+from benchmarks.measure import Job
 
 from benchmarks import measure
 
@@ -47,11 +47,6 @@ def test_the_peak_counts_what_was_held_and_given_back() -> None:
     block[::4096] = b"x" * len(block[::4096])
     del block
     assert measure.peak_bytes() - held >= 60 * 2**20
-
-
-def test_work_that_shared_its_cores_is_not_quiet() -> None:
-    assert measure.is_quiet(Timing(wall_seconds=1.0, cpu_seconds=1.9), threads=2)
-    assert not measure.is_quiet(Timing(wall_seconds=1.0, cpu_seconds=1.2), threads=2)
 
 
 def test_a_table_has_a_rule_and_one_line_a_row() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from benchmarks.step_pairs import LONGEST_ROW, ROWS_PER_BATCH, SHORTEST_ROW, random_batch
 
-from benchmarks import step, step_peers, step_work
+from benchmarks import command, step, step_peers, step_work
 
 
 def batch_of(seed: int) -> step_work.Batch:
@@ -71,22 +71,35 @@ def test_the_table_gives_ratios_to_trl_and_names_what_failed() -> None:
         "ours, bf16": [answer(900, [0.5], memory=100 * 2**20)],
         "broken": [{"error": "MemoryError"}],
     }
-    table = step.table_of(answers)
+    (table, *notes) = step.body_of(step.plan_from([]), answers, threads=1)
+    assert notes[0] == ""
     ours = next(line for line in table.splitlines() if "ours" in line)
     assert "| 9 |" in ours
     assert "| 0.125 |" in ours
     assert "broken: MemoryError" in table
 
 
+def test_a_round_beside_a_slow_matrix_product_is_left_out_and_said() -> None:
+    slow = {**answer(50, [0.5]), "probe_seconds": 0.2}
+    answers = {
+        step.YARDSTICK: [answer(100, [0.5])] * 3,
+        "ours, bf16": [answer(900, [0.5]), slow, answer(920, [0.5])],
+    }
+    table, marks, notes = step.body_of(step.plan_from([]), answers, threads=1)
+    assert "| ours, bf16\\* | 910 | 9.1 |" in table
+    assert "left out of the medians: ours, bf16, round 2." in marks
+    assert "varied by a factor of 2." in notes
+
+
 def test_a_quick_plan_is_one_short_round_on_one_thread() -> None:
     plan = step.plan_from(["--quick"])
-    assert (plan.num_steps, plan.num_rounds, plan.threads) == (2, 1, (1,))
+    assert (plan.num_steps, plan.sweep.num_rounds, plan.sweep.threads) == (2, 1, (1,))
 
 
 def test_what_is_not_installed_is_left_out_and_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(step, "installed", lambda package: None)
+    monkeypatch.setattr(command, "installed", lambda package: None)
     jobs = step.jobs_of(step.plan_from([]), tmp_path, threads=1)
     assert jobs
     assert not any("TRL" in job.name for job in jobs)

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny_models import VOCABULARY, tiny_llama
 from tutelage.core.errors import DataError, NumericsError
@@ -140,6 +141,17 @@ def test_without_a_teacher_there_are_the_students_numbers_alone() -> None:
     assert report.forward_kl is None
     assert report.by_position is None
     assert "top1_agreement" not in report.numbers()
+
+
+def test_without_a_teacher_each_score_is_computed_once() -> None:
+    batch, student = collate(rollouts()), CausalLM(STUDENT)
+    with FlopCounterMode(display=False) as reading, torch.no_grad():
+        student.hidden(batch.student)
+    with FlopCounterMode(display=False) as measuring:
+        evaluate_divergence(student, None, [batch])
+    num_entries, width = student.head.weight.shape
+    scores = 2 * len(batch.labels) * num_entries * width
+    assert measuring.get_total_flops() - reading.get_total_flops() == scores
 
 
 def test_tokens_that_are_not_trained_do_not_count() -> None:

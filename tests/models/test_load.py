@@ -6,13 +6,12 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.tiny_models import byte_tokenizer, tiny_gemma2, tiny_llama
+from tests.tiny_models import byte_tokenizer, tiny_gemma2, tiny_llama, write_gguf
 from tutelage.core.errors import ModelError, OutputError
 from tutelage.models import (
     CausalLM,
@@ -191,56 +190,6 @@ def test_parameters_are_counted_from_the_config_alone(make, tied) -> None:
     assert count.head == (0 if tied else 260 * 32)
     assert count.other == 32
     assert count.num_layers == 2
-
-
-# A GGUF of a tiny Llama, as llama.cpp would name its parts.
-def write_gguf(path: Path, seed: int = 0) -> None:
-    model = tiny_llama(seed, tie_word_embeddings=True)
-    config, tokenizer = model.config, byte_tokenizer()
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-    words[255] = "ab"
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(words)
-    writer.add_token_types([1] * 256 + [3] * 4)
-    writer.add_token_merges(["a b"])
-    for name in ("bos", "eos", "pad", "unk"):
-        getattr(writer, f"add_{name}_token_id")(256 if name == "bos" else 257)
-    writer.add_chat_template(tokenizer.chat_template)
-    parts = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-    }
-    weights = {
-        "token_embd": model.model.embed_tokens.weight,
-        "output_norm": model.model.norm.weight,
-    }
-    for at, layer in enumerate(model.model.layers):
-        for ours, theirs in parts.items():
-            weights[f"blk.{at}.{theirs}"] = layer.get_submodule(ours).weight
-    for name, weight in weights.items():
-        writer.add_tensor(f"{name}.weight", weight.detach().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.objectives.kinds import (
 from tests.objectives.pairs import random_pair, value_and_gradient
 from tutelage.core.errors import DataError
 from tutelage.core.targets import LogitsTarget
-from tutelage.objectives import excluded_mass, from_settings
+from tutelage.objectives import excluded_mass_of_logits, from_settings
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -155,7 +155,7 @@ def test_without_a_count_of_real_entries_the_smaller_vocabulary_decides(case: Ca
 def test_the_mass_left_out_is_that_of_the_entries_behind_the_common_ones() -> None:
     student, _ = random_pair(2, 3, 9)
     p = student.requires_grad_().softmax(-1)
-    excluded = excluded_mass(student, 5)
+    excluded = excluded_mass_of_logits(student, 5)
     torch.testing.assert_close(excluded, p[..., 5:].sum(-1).detach())
     assert not excluded.requires_grad
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.objectives.kinds import Case, each, name_of
 from tests.objectives.pairs import Pair, random_pair, student_and_teacher, value_and_gradient
@@ -27,6 +28,7 @@ from tutelage.objectives import (
     tempered,
 )
 from tutelage.objectives.divergences import ForwardKL, ReverseKL, forward_kl, reverse_kl
+from tutelage.objectives.row_kernels import budget_rows
 
 TIMES = st.floats(0, 1)
 
@@ -208,6 +210,47 @@ def test_a_budget_is_kept_and_used_up(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         cost[~affordable], torch.full_like(cost[~affordable], nats), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("nats", [1e-4, 0.01, 0.5, 5.0, 50.0])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 30.0])
+def test_the_rows_search_finds_what_halving_finds(spread: float, nats: float) -> None:
+    student, teacher = (side * spread + 20 for side in random_pair(9, 60))
+    halved = budget_t(student, teacher, nats)
+    found = budget_rows(student, teacher, nats)
+    torch.testing.assert_close(found, halved, rtol=1e-11, atol=1e-12)
+    assert torch.equal(found == 1, halved == 1)
+
+    pair = student.float(), teacher.float()
+    exact = budget_t(pair[0].double(), pair[1].double(), nats)
+    slack = 1.5 * (budget_t(*pair, nats) - exact).abs().max() + 5e-6
+    assert (budget_rows(*pair, nats) - exact).abs().max() <= slack
+
+
+def test_rows_searched_together_find_what_each_finds_alone() -> None:
+    student, teacher = random_pair(8, 30)
+    teacher[3] = student[3]
+    together = budget_rows(student, teacher, 0.4)
+    alone = [budget_rows(student[i : i + 1], teacher[i : i + 1], 0.4) for i in range(8)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=0)
+    assert together[3] == 1
+
+
+class Softmaxes(TorchDispatchMode):
+    """Counts them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += "softmax" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_search_looks_a_few_times_whoever_else_is_searched_with() -> None:
+    student, teacher = random_pair(12, 7)
+    with Softmaxes() as seen:
+        budget_rows(student, teacher, 0.5)
+    assert seen.count <= 12
 
 
 def test_a_tempered_teacher_is_its_scores_divided() -> None:

@@ -211,6 +211,18 @@ def test_cross_entropy_learns_tokens_where_there_are_some_and_the_teacher_elsewh
         nats("tokens", None)
 
 
+@every_kind
+def test_an_objective_needs_a_teacher_if_and_only_if_another_one_would_change_it(
+    case: Case,
+) -> None:
+    student, teacher = random_pair(3, 6)
+    labels = torch.tensor([0, 5, 2])
+    objective = from_settings(case)
+    values, _ = value_and_gradient(objective, student, teacher, labels)
+    others, _ = value_and_gradient(objective, student, 2 * teacher.flip(0), labels)
+    assert objective.needs_teacher == (not torch.equal(values, others))
+
+
 @pytest.mark.parametrize("label", [-100, 6])
 def test_a_label_that_is_no_token_of_both_models_is_refused(label: int) -> None:
     student, teacher = random_pair(3, 6)

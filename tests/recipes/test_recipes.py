@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.cli.conftest import FAST
 from tutelage.core.errors import ConfigError
+from tutelage.core.records import TokenBatch
 from tutelage.objectives import from_settings
+from tutelage.recipes import assemble as assemble_module
 from tutelage.recipes.assemble import assemble, check_vocabularies, prepare_rows, student_tokenizer
 from tutelage.recipes.check import contradictions, only_a_ramp
 from tutelage.recipes.compare import Plan, compare_recipes
@@ -33,6 +35,7 @@ from tutelage.recipes.run import evaluate_folder, run_recipe
 from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher
 from tutelage.recipes.tree import preset_names
 from tutelage.reports import Comparison
+from tutelage.text import collate
 
 
 def tiny(folder: Path, *overrides: str) -> Recipe:
@@ -102,6 +105,19 @@ def test_a_baseline_changes_only_what_it_names() -> None:
     assert other.baselines == {}
     same = ("student", "teacher", "rollouts", "training", "evaluation", "seed")
     assert all(getattr(other, name) == getattr(recipe, name) for name in same)
+
+
+@pytest.mark.parametrize(
+    ("objective", "move"),
+    [
+        ("{kind: cross_entropy, labels: teacher}", "taid"),
+        ("{kind: cross_entropy, labels: tokens}", "none"),
+        ("{kind: weighted_sum, parts: [{weight: 2.0, objective: {kind: cross_entropy}}]}", "none"),
+    ],
+)
+def test_a_baseline_that_asks_no_teacher_leaves_the_move_out(objective: str, move: str) -> None:
+    recipe = load("tiny", ["move=taid", f"baselines={{other: {{objective: {objective}}}}}"])
+    assert baseline(recipe, "other").move.kind == move
 
 
 def test_varying_keeps_the_rest() -> None:
@@ -188,6 +204,23 @@ def test_the_student_is_a_plain_folder_with_a_card(tmp_path: Path) -> None:
     assert header["library_name"] == "transformers"
     for part in ("forward_kl", "preset:tiny.jsonl", "| distilled |", "torch 2", "num_steps: 4"):
         assert part in card
+
+
+def test_calibration_rows_are_prepared_once_for_a_run_and_its_baselines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(tmp_path / "run")
+    work = assemble(recipe, None, Silence())
+    prepared: list[int] = []
+
+    def counted(rollouts: Any, **where: Any) -> TokenBatch:
+        prepared.append(len(rollouts))
+        return collate(rollouts, **where)
+
+    monkeypatch.setattr(assemble_module, "collate", counted)
+    sources = {assemble_module.make_student(recipe, work).source for _ in range(3)}
+    assert len(sources) == 1
+    assert sum(prepared) == min(len(work.rows.training), 64)
 
 
 def test_equal_rows_in_equal_order_for_the_same_tokens(tmp_path: Path) -> None:

@@ -69,6 +69,35 @@ def test_another_model_than_the_teacher_can_be_pruned_or_loaded(tmp_path: Path) 
     assert torch.equal(loaded.lm.head.weight, teacher().lm.head.weight)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_student_cut_from_a_rounded_teacher_has_its_weights_in_full_precision(tied: bool) -> None:  # noqa: FBT001
+    base = teacher(tie_word_embeddings=tied)
+    base.lm.to(torch.bfloat16)
+    student = build_student(PrunedStudent(keep_layers=4), teacher=base).lm
+    rounded = dict(base.lm.named_parameters())
+    for name, weight in student.named_parameters():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, rounded[name].float())
+    assert {weight.dtype for weight in rounded.values()} == {torch.bfloat16}
+    assert student.config.dtype == torch.float32
+    assert (student.head.weight is student.model.get_input_embeddings().weight) is tied
+
+
+def test_a_student_in_half_precision_turns_its_positions_by_unrounded_frequencies(
+    tmp_path: Path,
+) -> None:
+    folder = str(save_model(teacher().lm, byte_tokenizer(), tmp_path / "other"))
+    exact = teacher().lm.model.model.rotary_emb.inv_freq
+    for settings in (
+        PrunedStudent(keep_layers=2, choose="uniform", dtype="bfloat16"),
+        LoadedStudent(model=folder, dtype="bfloat16"),
+        FreshStudent(dtype="bfloat16"),
+    ):
+        student = build_student(settings, teacher=teacher()).lm
+        assert {weight.dtype for weight in student.parameters()} == {torch.bfloat16}
+        assert torch.equal(student.model.model.rotary_emb.inv_freq, exact)
+
+
 @pytest.mark.parametrize("settings", [PrunedStudent(keep_layers=1), FreshStudent()])
 def test_a_student_made_from_its_teacher_needs_one(settings: StudentSettings) -> None:
     with pytest.raises(ConfigError, match=r"there is no teacher; it must name a model"):

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tests.tiny_models import byte_tokenizer, tiny_gemma3, tiny_llama, tiny_qwen
 from tutelage.core.errors import ConfigError, DataError, ModelError
 from tutelage.core.records import TokenBatch
 from tutelage.models import CausalLM, layers_of, load_model, save_model
-from tutelage.students import block_influence, choose_layers, prune_layers
+from tutelage.students import block_influence, choose_layers, layers_by_influence, prune_layers
 from tutelage.text import Formatter, collate
 
 TOKENIZER = byte_tokenizer()
@@ -52,6 +53,18 @@ def test_influence_is_one_minus_the_mean_cosine_over_all_tokens(layout: str) -> 
                 cosines[at] += cosine_similarity(states[at], states[at + 1], dim=-1)[0].tolist()
     expected = [1 - sum(of) / len(of) for of in cosines]
     assert block_influence(lm, batches) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_log_names_the_layers_that_influence_chose(caplog: pytest.LogCaptureFixture) -> None:
+    lm, batches = CausalLM(tiny_llama(num_hidden_layers=5)), calibration()
+    with caplog.at_level(logging.INFO, "tutelage"):
+        chosen = layers_by_influence(lm, batches, keep=3)
+        everything = layers_by_influence(lm, [], keep=5)
+    scores = block_influence(lm, batches)
+    assert chosen == choose_layers("influence", keep=3, num_layers=5, influence=scores)
+    assert everything == [0, 1, 2, 3, 4]
+    names = ", ".join(map(str, chosen))
+    assert caplog.messages == [f"Layers {names} of 5 stay: influence chose them."]
 
 
 def test_measuring_leaves_no_trace() -> None:

@@ -22,12 +22,13 @@ from tutelage.core.records import Prompt, Rollout, TokenBatch
 from tutelage.core.targets import HiddenTarget, LogitsTarget
 from tutelage.objectives import Objective, Taid
 from tutelage.objectives.fused import FusedOptions
+from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.reduce import token_weights
 from tutelage.rollouts.dataset import DatasetRollouts
 from tutelage.teachers.teacher import Teacher
 from tutelage.text.collate import collate, cut
 from tutelage.training import Ranks, Trainer
-from tutelage.training.step import LossModule, needs_teacher, plain_per_token
+from tutelage.training.step import LossModule
 
 EIGHT = rows(8, seed=5)
 WAYS = {1: 10**6, 2: 45, 4: 25, 8: 1}
@@ -281,7 +282,7 @@ def test_an_objective_of_labels_alone_asks_no_teacher() -> None:
         def score(self, batch: TokenBatch) -> HiddenTarget:
             raise AssertionError
 
-    assert not needs_teacher(objective("cross_entropy"))
+    assert not objective("cross_entropy").needs_teacher
     with_silent = trainer(
         teacher=Silent(), objective=objective("cross_entropy"), settings=settings(**one_step())
     )
@@ -291,9 +292,9 @@ def test_an_objective_of_labels_alone_asks_no_teacher() -> None:
     close(gradient_of_first_step(with_silent), gradient_of_first_step(without))
     both = {"objective": {"kind": "cross_entropy"}, "weight": 0.5}
     other = {"objective": {"kind": "forward_kl"}, "weight": 0.5}
-    assert needs_teacher(objective("weighted_sum", parts=[both, other]))
-    assert not needs_teacher(objective("weighted_sum", parts=[both]))
-    assert needs_teacher(objective("cross_entropy", labels="teacher"))
+    assert objective("weighted_sum", parts=[both, other]).needs_teacher
+    assert not objective("weighted_sum", parts=[both]).needs_teacher
+    assert objective("cross_entropy", labels="teacher").needs_teacher
 
 
 def test_contradictions_are_refused_before_anything_moves() -> None:

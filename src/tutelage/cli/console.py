@@ -1,14 +1,18 @@
 """How the command line speaks: one console, one line for an error, one code for each class."""
 
 import functools
+import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar, final
 
 import typer
 from rich.console import Console
+from typing_extensions import override
 
 from tutelage.core.errors import TutelageError
 
@@ -33,14 +37,53 @@ EXIT_CODES = (
 )
 
 
+_SHARED: ContextVar[Console | None] = ContextVar("console", default=None)
+
+
 def out() -> Console:
     """Where results go: standard output, as wide as the terminal."""
     return Console(highlight=False)
 
 
 def err() -> Console:
-    """Where complaints and progress go: standard error."""
-    return Console(stderr=True, highlight=False)
+    """Where complaints and progress go: standard error, by one console for the whole of a word."""
+    # Bound to the stream itself: `sys.stderr` is set aside while a model loads, and a bar with it.
+    return _SHARED.get() or Console(file=sys.stderr, highlight=False)
+
+
+@final
+class _LogLines(logging.Handler):
+    """Records as lines of a console, above whatever bar it shows."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        word = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self._console.print(f"{word}{text}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def log_shown() -> Generator[None]:
+    """Show what Tutelage logs, once and on standard error, while the context lasts."""
+    logger = logging.getLogger("tutelage")
+    console = err()
+    level, propagated, lines = logger.level, logger.propagate, _LogLines(console)
+    shared = _SHARED.set(console)
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    # Some library may have given the root logger a handler, and would say it again.
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        _SHARED.reset(shared)
+        logger.removeHandler(lines)
+        logger.setLevel(level)
+        logger.propagate = propagated
 
 
 def debugging() -> bool:
@@ -49,12 +92,13 @@ def debugging() -> bool:
 
 
 def told_in_one_line(command: Callable[P, R]) -> Callable[P, R]:
-    """A command whose errors are one line (or one line a problem) and an exit code."""
+    """A command whose log is shown, and whose errors are a line each and an exit code."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with log_shown():
+                return command(*args, **kwargs)
         except TutelageError as error:
             _tell(error, str(error))
             raise typer.Exit(error.exit_code) from None

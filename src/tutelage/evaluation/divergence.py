@@ -11,10 +11,15 @@ from torch import Tensor
 
 from tutelage.core.errors import DataError, NumericsError
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
+from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
 from tutelage.evaluation.undisturbed import undisturbed
 from tutelage.models import CausalLM
-from tutelage.objectives.fused import FusedOptions, Measures, excluded_mass, fused_measures
+from tutelage.objectives.fused import (
+    FusedOptions,
+    Measures,
+    excluded_mass_of_hidden,
+    fused_measures,
+)
 from tutelage.teachers import Teacher
 
 
@@ -129,28 +134,26 @@ def measure(
         view.input_ids.device.type, dtype=chosen.dtype, enabled=chosen.dtype is not None
     ):
         hidden = student.hidden(view)[view.predicts]
+    target = None if teacher is None else _whole(teacher.score(batch))
     own = HiddenTarget(hidden=hidden, head=student.head, labels=batch.labels)
-    # Labels reach the measures in a target: without a teacher the student is its own.
-    target = own if teacher is None else teacher.score(batch)
+    num_shared = min(_num_real(side) for side in (own, target) if side is not None)
+    return Measured(
+        measures=fused_measures(
+            hidden, own.head, target, labels=batch.labels, options=chosen.fused
+        ),
+        student_excluded=_excluded(own, num_shared, chosen.fused),
+        teacher_excluded=None if target is None else _excluded(target, num_shared, chosen.fused),
+        offset_in_row=batch.offset_in_row,
+    )
+
+
+def _whole(target: Target) -> HiddenTarget | LogitsTarget:
     if not isinstance(target, HiddenTarget | LogitsTarget):
         raise DataError(
             f"The teacher answers with a {type(target).__name__}; it must be scores over the "
             "whole vocabulary (HiddenTarget or LogitsTarget). Evaluate against a live teacher."
         )
-    measures = fused_measures(hidden, own.head, target, options=chosen.fused)
-    if teacher is None:
-        measures = Measures(
-            student_entropy=measures.student_entropy,
-            student_top=measures.student_top,
-            student_label_logp=measures.student_label_logp,
-        )
-    num_shared = min(_num_real(own), _num_real(target))
-    return Measured(
-        measures=measures,
-        student_excluded=_excluded(own, num_shared, chosen.fused),
-        teacher_excluded=None if teacher is None else _excluded(target, num_shared, chosen.fused),
-        offset_in_row=batch.offset_in_row,
-    )
+    return target
 
 
 def _num_real(target: HiddenTarget | LogitsTarget) -> int:
@@ -173,7 +176,9 @@ def _excluded(
         return target.logits.float().softmax(dim=-1)[..., num_shared:].sum(dim=-1)
     if _num_entries(target.head) == num_shared:
         return None
-    return excluded_mass(target.hidden, target.head, num_shared=num_shared, options=options)
+    return excluded_mass_of_hidden(
+        target.hidden, target.head, num_shared=num_shared, options=options
+    )
 
 
 @final

@@ -40,7 +40,7 @@ from tutelage.objectives.on_policy import (
     without_ids,
 )
 from tutelage.objectives.reduce import sequence_mean, token_mean, token_weights
-from tutelage.objectives.softmax import excluded_mass
+from tutelage.objectives.softmax import excluded_mass_of_logits
 from tutelage.objectives.top_k import sampled_cross_entropy, top_k_divergence
 from tutelage.objectives.union import ObjectiveSettings, WeightedPart, WeightedSum, from_settings
 
@@ -67,7 +67,7 @@ __all__ = [
     "clip_measures",
     "clipped_entries",
     "concrete_score",
-    "excluded_mass",
+    "excluded_mass_of_logits",
     "from_settings",
     "importance_weights",
     "is_inert",

@@ -25,6 +25,12 @@ class CrossEntropy(Objective):
     """What is taught: `tokens`, the completion's own ids; `teacher`, its whole distribution;
     `auto`, the ids where the target carries them and the distribution elsewhere."""
 
+    @property
+    @override
+    def needs_teacher(self) -> bool:
+        """Only where the teacher's distribution is asked for by name."""
+        return self.labels == "teacher"
+
     @override
     def from_logits(
         self,

@@ -57,15 +57,14 @@ class DirectLogit(Objective):
         teacher_logits: Float[Tensor, "R V"],
         labels: Int[Tensor, " R"] | None,
     ) -> Float[Tensor, " R"]:
-        """Value and gradient of a few rows in place, where nothing but a mean is taken off."""
-        plain = self.normalisation in ("none", "mean")
-        if not (plain and row_kernels.all_finite(student_logits, teacher_logits)):
+        """Value and gradient of a few rows in place."""
+        if not row_kernels.all_finite(student_logits, teacher_logits):
             return super().rows(student_logits, teacher_logits, labels)
         return row_kernels.direct_logit_rows(
             student_logits,
             teacher_logits,
             weight=self.weight,
-            centred=self.normalisation == "mean",
+            normalisation=self.normalisation,
         )
 
     @torch.no_grad()

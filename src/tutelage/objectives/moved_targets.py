@@ -221,6 +221,20 @@ class Budget(Move):
             student_logits, teacher_logits, budget_t(student_logits, teacher_logits, self.nats)
         )
 
+    @override
+    def move_rows(
+        self,
+        student_logits: Float[Tensor, "R V"],
+        teacher_logits: Float[Tensor, "R V"],
+        *,
+        t: float | Float[Tensor, " R"] | None = None,
+    ) -> None:
+        if not row_kernels.all_finite(student_logits, teacher_logits):
+            super().move_rows(student_logits, teacher_logits, t=t)
+        else:
+            affordable = row_kernels.budget_rows(student_logits, teacher_logits, self.nats)
+            row_kernels.mix_rows(student_logits, teacher_logits, affordable)
+
 
 @final
 class Tempered(Move):

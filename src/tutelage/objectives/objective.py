@@ -23,6 +23,11 @@ from tutelage.objectives.softmax import common_size, log_softmax_at, upcast
 class Objective(Settings, ABC):
     """One member of the union that `objectives.from_settings` reads, told apart by its `kind`."""
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it looks at a teacher at all, or at the completions' own tokens only."""
+        return True
+
     @abstractmethod
     def from_logits(
         self,

@@ -43,7 +43,9 @@ def common_size(student_size: int, teacher_size: int, num_real: int | None = Non
     return smaller if num_real is None else min(smaller, num_real)
 
 
-def excluded_mass(logits: Float[Tensor, "*at V"], num_common: int) -> Float[Tensor, "*at"]:
+def excluded_mass_of_logits(
+    logits: Float[Tensor, "*at V"], num_common: int
+) -> Float[Tensor, "*at"]:
     """The probability a model gives to entries behind the common ones; no gradient.
 
     Worth a line in every report: what is excluded is never trained.

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.settings import Settings
+from tutelage.objectives import row_kernels
 from tutelage.objectives.concrete_score import ConcreteScore
 from tutelage.objectives.cross_entropy import CrossEntropy
 from tutelage.objectives.direct_logit import DirectLogit
@@ -55,6 +56,12 @@ class WeightedSum(Objective):
     parts: Annotated[tuple[WeightedPart, ...], MinLen(1)]
     """What is added up."""
 
+    @property
+    @override
+    def needs_teacher(self) -> bool:
+        """As soon as one part does."""
+        return any(part.objective.needs_teacher for part in self.parts)
+
     @override
     def from_logits(
         self,
@@ -87,19 +94,31 @@ class WeightedSum(Objective):
     ) -> Float[Tensor, " R"]:
         """The weighted sum of the parts' values, and of their gradients in place."""
         *earlier, last = self.parts
-        values = torch.zeros_like(student_logits[:, 0])
-        gradient = torch.zeros_like(student_logits) if earlier else None
+        values = student_logits.new_zeros(student_logits.shape[0])
+        total: Tensor | None = None
         for part in earlier:
-            scratch = student_logits.clone()
-            part_values = part.objective.rows(scratch, teacher_logits.clone(), labels)
-            values.add_(part_values, alpha=part.weight)
-            if gradient is not None:
-                gradient.add_(scratch, alpha=part.weight)
+            student = self._scratch(student_logits, "student").copy_(student_logits)
+            teacher = self._scratch(teacher_logits, "teacher").copy_(teacher_logits)
+            values.add_(part.objective.rows(student, teacher, labels), alpha=part.weight)
+            if total is None:
+                total = torch.mul(student, part.weight, out=self._scratch(student, "total"))
+            else:
+                total.add_(student, alpha=part.weight)
         values.add_(last.objective.rows(student_logits, teacher_logits, labels), alpha=last.weight)
         student_logits.mul_(last.weight)
-        if gradient is not None:
-            student_logits.add_(gradient)
+        if total is not None:
+            student_logits.add_(total)
         return values
+
+    @property
+    def depth(self) -> int:
+        """1, or one more than the deepest sum inside."""
+        inside = [part.objective for part in self.parts]
+        return 1 + max((one.depth for one in inside if isinstance(one, WeightedSum)), default=0)
+
+    def _scratch(self, rows: Float[Tensor, "R V"], name: str) -> Float[Tensor, "R V"]:
+        """Memory of this sum's own: a sum inside it is at work while it is in use."""
+        return row_kernels.scratch_like(rows, f"sum_{self.depth}_{name}")
 
 
 ObjectiveSettings = Annotated[

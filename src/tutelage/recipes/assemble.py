@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -24,10 +24,10 @@ from tutelage.students import (
     FreshStudent,
     LoadedStudent,
     PrunedStudent,
-    block_influence,
     build_student,
     choose_layers,
     fresh_config,
+    layers_by_influence,
 )
 from tutelage.teachers import LiveTeacher
 from tutelage.text import Formatter, collate, cut, match
@@ -35,6 +35,7 @@ from tutelage.training import Evaluate, Hook, Ranks, Trainer
 
 _SHIPPED = "preset:"
 _NUM_CALIBRATION_ROWS = 64
+_NOT_WHO_TEACHES = {"trust_remote_code", "remember_megabytes"}
 
 
 @final
@@ -297,6 +298,7 @@ def formatter(settings: DatasetRolloutSettings, tokenizer: PreTrainedTokenizerBa
     return Formatter(
         tokenizer,
         chat_template=settings.chat_template,
+        teacher_template=settings.teacher_template,
         template_kwargs=settings.template_arguments,
         max_prompt_tokens=settings.max_prompt_tokens,
         max_completion_tokens=settings.max_completion_tokens,
@@ -330,10 +332,11 @@ def make_student(recipe: Recipe, work: Work) -> LoadedModel:
     settings = recipe.student
     if isinstance(settings, PrunedStudent) and settings.model is None:
         settings = _with_layers(settings, recipe, work)
+    to_choose = isinstance(settings, PrunedStudent) and settings.choose == "influence"
     return build_student(
         settings,
         teacher=work.teacher_model,
-        calibration=[] if settings.kind != "pruned" else _calibration(recipe, work),
+        calibration=_calibration(recipe, work) if to_choose else [],
         device=work.device,
         seed=seed_for(recipe.seed, "student"),
     )
@@ -345,11 +348,8 @@ def _with_layers(settings: PrunedStudent, recipe: Recipe, work: Work) -> PrunedS
         return settings
     keep = settings.keep_layers
     if keep not in work.chosen_layers:
-        lm = work.teacher_model.lm
-        influence = block_influence(lm, _calibration(recipe, work))
-        chosen = choose_layers(
-            "influence", keep=keep, num_layers=len(influence), influence=influence
-        )
+        rows = _calibration(recipe, work)
+        chosen = layers_by_influence(work.teacher_model.lm, rows, keep=keep)
         work.chosen_layers[keep] = tuple(chosen)
     return settings.model_copy(update={"choose": work.chosen_layers[keep]})
 
@@ -384,7 +384,17 @@ def make_trainer(
         move=recipe.move,
         evaluate=evaluate,
         output=output,
+        identity=_identity(recipe, work),
         seed=recipe.seed,
         hooks=hooks,
         ranks=work.ranks,
     )
+
+
+def _identity(recipe: Recipe, work: Work) -> dict[str, Any]:
+    """Who teaches, so that a run does not go on with another teacher unnoticed."""
+    if recipe.teacher is None or work.teacher_model is None:
+        return {}
+    named = recipe.teacher.model_dump(mode="json", exclude=_NOT_WHO_TEACHES)
+    named["dtype"] = str(work.teacher_model.lm.dtype).removeprefix("torch.")
+    return {f"teacher.{name}": value for name, value in named.items()}

@@ -12,7 +12,6 @@ from tutelage.objectives.moved_targets import taid
 from tutelage.objectives.union import WeightedSum
 from tutelage.recipes.config import Recipe, baseline
 from tutelage.students import FreshStudent, PrunedStudent
-from tutelage.training import needs_teacher
 
 _NUM_TRIED = 5
 _NUM_ENTRIES = 7
@@ -48,17 +47,22 @@ def _of_one(recipe: Recipe) -> Iterator[str]:
 def _of_teacher(recipe: Recipe) -> Iterator[str]:
     kind, made_from = recipe.objective.kind, _made_from(recipe)
     if recipe.teacher is not None:
-        unused = not needs_teacher(recipe.objective) and made_from is None
+        unused = not recipe.objective.needs_teacher and made_from is None
         if unused and recipe.evaluation.num_rows == 0 and recipe.evaluation.data is None:
             yield (
                 f"teacher is given, but {kind} does not ask it and evaluation.num_rows is 0; "
                 "it must have something to do. Leave the teacher out, or hold out rows."
             )
         return
-    if needs_teacher(recipe.objective):
+    if recipe.objective.needs_teacher:
         yield (
             f"teacher is missing, and {kind} learns from one; it must be given. "
             "Name a model in teacher.model, or use objective.kind: cross_entropy."
+        )
+    if recipe.rollouts.teacher_template is not None:
+        yield (
+            "rollouts.teacher_template is given, and there is no teacher to read its prompt; it "
+            "must be null. Add a teacher, or leave the template out."
         )
     if not isinstance(recipe.move, NoMove):
         yield (
@@ -86,7 +90,7 @@ def _made_from(recipe: Recipe) -> str | None:
 def _of_move(objective: ObjectiveSettings, move: MoveSettings) -> Iterator[str]:
     if isinstance(move, NoMove):
         return
-    if not needs_teacher(objective):
+    if not objective.needs_teacher:
         yield (
             f"move.kind is {move.kind}, but {objective.kind} reads no target that could move; "
             "it must be none. Leave the move out, or choose an objective with a teacher."
@@ -136,7 +140,7 @@ def only_a_ramp(objective: Objective, *, at: float = 0.3) -> bool:
     Source: the remark on reverse KL in taid.md, section 2.3, property 7.
     """
     if isinstance(objective, WeightedSum):
-        asked = [part.objective for part in objective.parts if needs_teacher(part.objective)]
+        asked = [part.objective for part in objective.parts if part.objective.needs_teacher]
         return all(only_a_ramp(one, at=at) for one in asked)
     objective = objective.on_average()
     generator = torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.settings import Settings
-from tutelage.objectives import MoveSettings, ObjectiveSettings
+from tutelage.objectives import MoveSettings, ObjectiveSettings, from_settings
 from tutelage.objectives.moved_targets import NoMove
 from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in, read_recipe
 from tutelage.students import StudentSettings
@@ -84,6 +84,9 @@ class DatasetRolloutSettings(Settings):
     """Draw a new order every epoch; false reads the rows as they come."""
     chat_template: str | None = None
     """A Jinja template in place of the tokenizer's own."""
+    teacher_template: str | None = None
+    """Another one for the teacher's prompt, which may read the row's columns (`row.solution`);
+    null shows the teacher what the student sees. A column `teacher_prompt` takes its place."""
     template_arguments: Mapping[str, Any] = Field(default_factory=dict[str, Any])
     """What the template is given besides the messages, such as {enable_thinking: false}."""
 
@@ -137,8 +140,8 @@ class Recipe(Settings):
     report: ReportSettings = ReportSettings()
     baselines: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict[str, Mapping[str, Any]])
     """Name to settings that differ: the same run again, for the same rows and tokens, shown
-    beside this one, such as {cross_entropy: {objective: {kind: cross_entropy}}}. One with that
-    objective has no target, so the recipe's move is left out of it."""
+    beside this one, such as {cross_entropy: {objective: {kind: cross_entropy}}}. One whose
+    objective asks no teacher has no target, so the recipe's move is left out of it."""
     seed: int = 0
     """Everything random follows from it."""
     output: Annotated[str, Field(min_length=1)] = "runs/{name}"
@@ -204,11 +207,19 @@ def _validated(tree: Plain) -> tuple[Recipe | None, list[str]]:
 
 def _varied(tree: Plain, name: str) -> Plain:
     own = {key: value for key, value in tree.items() if key != "baselines"}
-    settings = with_shorthands(tree["baselines"][name])
+    settings = with_shorthands(tree["baselines"][name], partial=True)
     full = with_shorthands(merged(own, settings))
-    if full.get("objective", {}).get("kind") == "cross_entropy" and "move" not in settings:
+    if "move" not in settings and _asks_no_teacher(full.get("objective", {})):
         full["move"] = {"kind": "none"}
     return full
+
+
+def _asks_no_teacher(objective: Mapping[str, Any]) -> bool:
+    try:
+        return not from_settings(objective).needs_teacher
+    except ConfigError:
+        # The recipe that holds it is refused for it, with the path to the mistake.
+        return False
 
 
 def baseline(recipe: Recipe, name: str) -> Recipe:
@@ -224,8 +235,12 @@ def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return from_tree(merged(to_tree(recipe), settings))
 
 
-def with_shorthands(tree: Mapping[str, Any]) -> Plain:
-    """The tree with what people leave out: `objective: jsd`, a model's name alone, plain kinds."""
+def with_shorthands(tree: Mapping[str, Any], *, partial: bool = False) -> Plain:
+    """The tree with what people leave out: `objective: jsd`, a model's name alone, plain kinds.
+
+    Args:
+        partial: the tree goes on top of another one, which knows the kinds that are left out.
+    """
     full = dict(tree)
     for name, key, kind in (
         ("student", "model", "loaded"),
@@ -235,11 +250,12 @@ def with_shorthands(tree: Mapping[str, Any]) -> Plain:
         ("move", "kind", None),
     ):
         value = full.get(name)
+        known = partial and not isinstance(value, str)
         if isinstance(value, str):
             value = {key: value}
         if isinstance(value, Mapping):
             part = dict(cast("Mapping[str, Any]", value))
-            full[name] = {"kind": kind, **part} if kind else part
+            full[name] = {"kind": kind, **part} if kind and not known else part
     return full
 
 

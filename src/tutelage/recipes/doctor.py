@@ -109,11 +109,12 @@ def _tokenizer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[F
     words = teacher_tokenizer(recipe)
     if words is None or recipe.student.kind != "loaded":
         return
-    if words.chat_template != tokenizer.chat_template and recipe.rollouts.chat_template is None:
+    chosen = recipe.rollouts.chat_template or recipe.rollouts.teacher_template
+    if words.chat_template != tokenizer.chat_template and chosen is None:
         yield _note(
             "chat template",
             "student and teacher have different ones; both read the student's. Set "
-            "rollouts.chat_template if the teacher should read its own",
+            "rollouts.teacher_template if the teacher should read its own",
         )
     if words.eos_token != tokenizer.eos_token:
         yield _note(

@@ -2,7 +2,12 @@
 
 from tutelage.students.build import build_student, freeze
 from tutelage.students.fresh import fresh_config, fresh_model
-from tutelage.students.prune import block_influence, choose_layers, prune_layers
+from tutelage.students.prune import (
+    block_influence,
+    choose_layers,
+    layers_by_influence,
+    prune_layers,
+)
 from tutelage.students.settings import (
     FreshStudent,
     LoadedStudent,
@@ -21,5 +26,6 @@ __all__ = [
     "freeze",
     "fresh_config",
     "fresh_model",
+    "layers_by_influence",
     "prune_layers",
 ]

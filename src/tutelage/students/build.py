@@ -11,7 +11,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.records import TokenBatch
 from tutelage.models import CausalLM, LoadedModel, layers_of, load_config, load_model
 from tutelage.students.fresh import fresh_config, fresh_model
-from tutelage.students.prune import block_influence, choose_layers, prune_layers
+from tutelage.students.prune import choose_layers, layers_by_influence, prune_layers
 from tutelage.students.settings import FreshStudent, LoadedStudent, PrunedStudent, StudentSettings
 
 
@@ -45,9 +45,12 @@ def build_student(
         student = _pruned(settings, teacher, calibration)
     else:
         student = _fresh(settings, teacher, seed=seed)
-    lm = student.lm.to(device=device, dtype=dtype).eval()
+    lm = student.lm.to(device).eval()
     for parameter in lm.parameters():
+        # Not the buffers: rounded rotary frequencies would turn distant positions elsewhere.
+        parameter.data = parameter.data.to(dtype)
         parameter.requires_grad = True
+    lm.config.dtype = dtype
     freeze(lm, settings.freeze)
     return replace(student, lm=lm)
 
@@ -85,13 +88,11 @@ def _pruned(
     base = teacher if settings.model is None else load_model(settings.model)
     if base is None:
         raise _no_teacher("model")
-    num_layers = len(layers_of(base.lm.model))
-    influence = None
-    if settings.choose == "influence" and settings.keep_layers < num_layers:
-        influence = block_influence(base.lm, calibration)
-    keep = choose_layers(
-        settings.choose, keep=settings.keep_layers, num_layers=num_layers, influence=influence
-    )
+    if settings.choose == "influence":
+        keep = layers_by_influence(base.lm, calibration, keep=settings.keep_layers)
+    else:
+        num_layers = len(layers_of(base.lm.model))
+        keep = choose_layers(settings.choose, keep=settings.keep_layers, num_layers=num_layers)
     source = f"{base.source}, layers {', '.join(map(str, keep))}"
     return LoadedModel(lm=prune_layers(base.lm, keep), tokenizer=base.tokenizer, source=source)
 

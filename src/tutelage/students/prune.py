@@ -1,5 +1,6 @@
 """Depth pruning: which layers matter, and a copy of a model without the others."""
 
+import logging
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, Literal, TypeAlias, cast
@@ -12,6 +13,8 @@ from transformers import PretrainedConfig
 from tutelage.core.errors import ConfigError, DataError, ModelError
 from tutelage.core.records import TokenBatch
 from tutelage.models import CausalLM, anatomy_of, layers_of
+
+_LOG = logging.getLogger(__name__)
 
 _Hook: TypeAlias = Callable[
     [nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor | tuple[Tensor, ...]], None
@@ -91,6 +94,23 @@ def choose_layers(
             f"{num_layers - 1}, ascending. Change it or student.keep_layers."
         )
         raise ConfigError(message)
+    return chosen
+
+
+def layers_by_influence(lm: CausalLM, batches: Sequence[TokenBatch], *, keep: int) -> list[int]:
+    """The layers that `choose_layers` keeps by their influence on these rows; the log names them.
+
+    Raises:
+        ConfigError: the model has not that many.
+        DataError: there is no token to measure on.
+    """
+    num_layers = len(layers_of(lm.model))
+    if keep >= num_layers:
+        return choose_layers("uniform", keep=keep, num_layers=num_layers)
+    influence = block_influence(lm, batches)
+    chosen = choose_layers("influence", keep=keep, num_layers=num_layers, influence=influence)
+    names = ", ".join(map(str, chosen))
+    _LOG.info("Layers %s of %d stay: influence chose them.", names, num_layers)
     return chosen
 
 

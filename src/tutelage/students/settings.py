@@ -38,7 +38,11 @@ class LoadedStudent(StudentChoice):
 
 @final
 class PrunedStudent(StudentChoice):
-    """A copy of a model with fewer layers, by default of the teacher."""
+    """A copy of a model with fewer layers, by default of the teacher.
+
+    It starts from the weights as its teacher holds them: with `teacher.dtype: bfloat16`, from the
+    rounded ones, widened to the student's own dtype. A `model` of its own is read in full.
+    """
 
     kind: Literal["pruned"] = "pruned"
     model: str | None = None

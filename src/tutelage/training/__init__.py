@@ -17,7 +17,6 @@ from tutelage.training.metrics import StepRecord, StepTotals
 from tutelage.training.ranks import Ranks
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful
-from tutelage.training.step import needs_teacher
 
 __all__ = [
     "Ended",
@@ -39,5 +38,4 @@ __all__ = [
     "TrainingResult",
     "TrainingSettings",
     "learning_rate_at",
-    "needs_teacher",
 ]

@@ -39,7 +39,7 @@ from tutelage.training.optimizer import build_optimizer, set_learning_rate
 from tutelage.training.ranks import Ranks
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful
-from tutelage.training.step import LossModule, Stepper, needs_teacher
+from tutelage.training.step import LossModule, Stepper
 
 Evaluate = Callable[[], Mapping[str, float]]
 """Measures the student on held-out rows. It may look at everything and move nothing."""
@@ -92,6 +92,8 @@ class Trainer:
     seed: int = 0
     """Dropout follows from it. The rollouts have their own."""
     hooks: Sequence[Hook] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """More that a resumed run must agree on, plain values by dotted name: `teacher.model`, say."""
     parts: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
     """More that changes, saved and restored with the rest, by name: an average of weights, say."""
     ranks: Ranks | None = None
@@ -130,7 +132,7 @@ class Trainer:
         return run.loss_on(rollouts, t)
 
     def _check(self) -> None:
-        wants_teacher = needs_teacher(self.objective)
+        wants_teacher = self.objective.needs_teacher
         if wants_teacher and self.teacher is None:
             message = (
                 f"The objective is {type(self.objective).__name__}, which compares with a teacher, "
@@ -158,7 +160,7 @@ class _Run:
         self._ranks = trainer.ranks or Ranks(track_with=tracked, folder=trainer.output)
         self._clock = _clock_of(trainer.move, settings)
         # Where the objective reads labels alone, a teacher would be asked in vain.
-        teacher = trainer.teacher if needs_teacher(trainer.objective) else None
+        teacher = trainer.teacher if trainer.objective.needs_teacher else None
         module = LossModule(
             trainer.student,
             trainer.objective,
@@ -346,6 +348,7 @@ class _Run:
             **_dotted("training", trainer.settings.shaping()),
             **_dotted("objective", trainer.objective.model_dump(mode="json")),
             **_dotted("move", trainer.move.model_dump(mode="json")),
+            **trainer.identity,
             "parts": sorted(trainer.parts),
         }
 

@@ -15,11 +15,10 @@ from tutelage.core.records import TokenBatch
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
 from tutelage.models.causal_lm import CausalLM
 from tutelage.objectives import Move, NoMove, Objective
-from tutelage.objectives.cross_entropy import CrossEntropy
 from tutelage.objectives.fused import FusedOptions, fused_loss
+from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.reduce import token_weights
 from tutelage.objectives.softmax import expected, log_softmax_at
-from tutelage.objectives.union import WeightedSum
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.collect import MicroBatch, Window
 from tutelage.training.metrics import StepTotals
@@ -143,56 +142,6 @@ class _Measured(Move):
         if not self._nats:
             return weights.sum() * 0
         return (torch.where(weights > 0, torch.cat(self._nats), 0.0) * weights).sum()
-
-
-def plain_per_token(
-    hidden: Float[Tensor, "N D"],
-    head: Head,
-    target: HiddenTarget | LogitsTarget,
-    objective: Objective,
-    options: FusedOptions,
-) -> Float[Tensor, " N"]:
-    """What `fused_loss` computes, by full tables of logits and autograd: slow, large, obvious."""
-    student = logits_of(hidden, head, options.matmul_dtype)
-    if isinstance(target, HiddenTarget):
-        with torch.no_grad():
-            teacher = logits_of(target.hidden, target.head, options.matmul_dtype)
-    else:
-        teacher = target.logits[..., : target.num_real]
-    num_common = min(student.shape[-1], teacher.shape[-1])
-    student, teacher = student[:, :num_common], teacher[:, :num_common].detach().clone()
-    if options.move is not None:
-        with torch.no_grad():
-            wide = torch.promote_types(
-                torch.promote_types(student.dtype, teacher.dtype), torch.float32
-            )
-            teacher = teacher.to(wide)
-            options.move.move_rows(student.detach().to(wide), teacher, t=options.t)
-    return objective.per_token(student, LogitsTarget(logits=teacher, labels=target.labels))
-
-
-def logits_of(
-    hidden: Float[Tensor, "N D"], head: Head, dtype: torch.dtype | None
-) -> Float[Tensor, "N V"]:
-    """Scores of the head's real entries."""
-    dtype = dtype or hidden.dtype
-    logits = hidden.to(dtype) @ head.weight[: head.num_real].to(dtype).T
-    logits = logits.to(torch.promote_types(dtype, torch.float32))
-    if head.bias is not None:
-        logits = logits + head.bias[: head.num_real]
-    logits = logits * head.scale
-    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
-
-
-def needs_teacher(objective: Objective) -> bool:
-    """Whether the objective looks at a teacher at all, or at the completions' own tokens only."""
-    match objective:
-        case CrossEntropy():
-            return objective.labels == "teacher"
-        case WeightedSum():
-            return any(needs_teacher(part.objective) for part in objective.parts)
-        case _:
-            return True
 
 
 @final

@@ -88,6 +88,10 @@ class Features:
     """Rows more than the teacher's vocabulary has; negative for fewer."""
     num_real: int | None = None
     teacher_width: int = 12
+    teacher_scale: float = 1.0
+    teacher_softcap: float | None = None
+    """None takes the student's."""
+    teacher_num_real: int | None = None
     given_logits: bool = False
     uneven_weights: bool = True
 
@@ -102,7 +106,16 @@ FEATURES: dict[str, Features] = {
     "wider student": Features(student_rows=5),
     "narrower student": Features(student_rows=-4, teacher_width=31),
     "num_real": Features(num_real=40, bias=True),
-    "given logits": Features(given_logits=True, num_real=44),
+    "given logits": Features(given_logits=True, num_real=48, teacher_num_real=44),
+    "unlike teacher": Features(
+        bias=True,
+        scale=0.6,
+        softcap=6.0,
+        num_real=46,
+        teacher_scale=1.4,
+        teacher_softcap=2.5,
+        teacher_num_real=40,
+    ),
 }
 
 
@@ -141,9 +154,12 @@ def make_case(
     teacher_head = Head(
         weight=normal(num_entries, features.teacher_width, size=0.6),
         bias=normal(num_entries) if features.bias else None,
-        softcap=features.softcap,
+        scale=features.teacher_scale,
+        softcap=features.teacher_softcap or features.softcap,
+        num_real=features.teacher_num_real,
     )
-    shared = min(student_entries, num_entries, features.num_real or num_entries)
+    reals = (features.num_real or num_entries, features.teacher_num_real or num_entries)
+    shared = min(student_entries, num_entries, *reals)
     labels = torch.randint(0, shared, (num_tokens,), generator=g)
     weights = torch.rand(num_tokens, generator=g) if features.uneven_weights else None
     target: HiddenTarget | LogitsTarget = HiddenTarget(
@@ -151,7 +167,7 @@ def make_case(
     )
     if features.given_logits:
         logits = teacher_hidden @ teacher_head.weight.T
-        target = LogitsTarget(logits=logits, labels=labels, num_real=features.num_real)
+        target = LogitsTarget(logits=logits, labels=labels, num_real=features.teacher_num_real)
     return Case(
         hidden=hidden,
         head=Head(

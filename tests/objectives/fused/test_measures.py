@@ -12,10 +12,12 @@ from tests.objectives.fused.problems import (
     scores_of,
 )
 from tutelage.core.targets import HiddenTarget
-from tutelage.objectives.fused import FusedOptions, excluded_mass, fused_measures
+from tutelage.objectives.fused import FusedOptions, excluded_mass_of_hidden, fused_measures
 
 
-@pytest.mark.parametrize("features", ["plain", "softcap", "num_real", "narrower student"])
+@pytest.mark.parametrize(
+    "features", ["plain", "softcap", "num_real", "narrower student", "unlike teacher"]
+)
 @pytest.mark.parametrize("tile", [None, 5])
 def test_measures_are_their_definitions(features: str, tile: int | None) -> None:
     case = in_dtype(make_case(FEATURES[features]), torch.float64)
@@ -23,7 +25,8 @@ def test_measures_are_their_definitions(features: str, tile: int | None) -> None
     assert isinstance(target, HiddenTarget)
     found = fused_measures(case.hidden, case.head, target, options=FusedOptions(tile_tokens=tile))
     student, teacher = scores_of(case.hidden, case.head), scores_of(target.hidden, target.head)
-    shared = min(student.shape[1], teacher.shape[1], case.head.num_real or 51)
+    reals = (case.head.num_real or 51, target.head.num_real or 51)
+    shared = min(student.shape[1], teacher.shape[1], *reals)
     q, p = (side[:, :shared].detach().log_softmax(-1) for side in (student, teacher))
 
     torch.testing.assert_close(found.forward_kl, (p.exp() * (p - q)).sum(-1))
@@ -44,6 +47,7 @@ def test_measures_and_the_loss_tell_the_same_divergence() -> None:
     values, _ = fused(case, objective_of({"kind": "forward_kl"}))
     torch.testing.assert_close(found.forward_kl, values, rtol=1e-5, atol=1e-6)
     assert not found.forward_kl.requires_grad
+    assert not found.student_entropy.requires_grad
 
 
 def test_without_a_teacher_there_are_the_students_own_measures() -> None:
@@ -63,12 +67,23 @@ def test_no_token_gives_empty_measures() -> None:
     assert found.forward_kl.shape == found.agree.shape == (0,)
 
 
-def test_the_mass_behind_the_shared_entries_is_told() -> None:
-    case = make_case(FEATURES["plain"])
+def test_a_label_behind_the_shared_entries_has_no_probability() -> None:
+    case = make_case(FEATURES["num_real"])
+    labels = case.target.labels
+    labels[5] = 45
+    found = fused_measures(case.hidden, case.head, case.target)
+    for logp in (found.student_label_logp, found.teacher_label_logp):
+        assert logp.isinf().nonzero().flatten().tolist() == [5]
+
+
+@pytest.mark.parametrize("features", ["plain", "num_real", "unlike teacher"])
+@pytest.mark.parametrize("tile", [None, 5])
+def test_the_mass_behind_the_shared_entries_is_told(features: str, tile: int | None) -> None:
+    case, options = make_case(FEATURES[features]), FusedOptions(tile_tokens=tile)
     p = scores_of(case.hidden, case.head).detach().softmax(-1)
-    found = excluded_mass(case.hidden, case.head, num_shared=40)
+    found = excluded_mass_of_hidden(case.hidden, case.head, num_shared=40, options=options)
     torch.testing.assert_close(found, p[:, 40:].sum(-1))
-    whole = excluded_mass(case.hidden, case.head, num_shared=51)
+    whole = excluded_mass_of_hidden(case.hidden, case.head, num_shared=51, options=options)
     torch.testing.assert_close(whole, torch.zeros(13))
 
 

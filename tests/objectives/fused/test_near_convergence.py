@@ -9,19 +9,24 @@ from tutelage.core.targets import Head, HiddenTarget
 from tutelage.objectives.fused import FusedOptions, fused_loss
 
 WIDTH, ENTRIES, TOKENS = 64, 2000, 48
+HALVES = [torch.bfloat16, torch.float16]
 
 
-def nearly_equal(noise: float) -> tuple[torch.Tensor, Head, HiddenTarget]:
-    hidden = torch.randn(TOKENS, WIDTH).bfloat16()
+def nearly_equal(
+    noise: float, dtype: torch.dtype = torch.bfloat16
+) -> tuple[torch.Tensor, Head, HiddenTarget]:
+    hidden = torch.randn(TOKENS, WIDTH).to(dtype)
     weight = torch.randn(ENTRIES, WIDTH) * 0.3
-    student = (weight + noise * torch.randn(ENTRIES, WIDTH)).bfloat16()
-    target = HiddenTarget(hidden=hidden, head=Head(weight=weight.bfloat16()))
+    student = (weight + noise * torch.randn(ENTRIES, WIDTH)).to(dtype)
+    target = HiddenTarget(hidden=hidden, head=Head(weight=weight.to(dtype)))
     return hidden.clone().requires_grad_(), Head(weight=student.requires_grad_()), target
 
 
-def truth(kind: str, noise: float) -> tuple[float, torch.Tensor]:
+def truth(
+    kind: str, noise: float, dtype: torch.dtype = torch.bfloat16
+) -> tuple[float, torch.Tensor]:
     torch.manual_seed(1)
-    hidden, head, target = nearly_equal(noise)
+    hidden, head, target = nearly_equal(noise, dtype)
     wide = hidden.detach().double().requires_grad_()
     values = objective_of({"kind": kind}).from_logits(
         wide @ head.weight.detach().double().T,
@@ -31,9 +36,11 @@ def truth(kind: str, noise: float) -> tuple[float, torch.Tensor]:
     return float(values.detach().mean()), gradient
 
 
-def ours(kind: str, noise: float, logits: str) -> tuple[float, torch.Tensor]:
+def ours(
+    kind: str, noise: float, logits: str, dtype: torch.dtype = torch.bfloat16
+) -> tuple[float, torch.Tensor]:
     torch.manual_seed(1)
-    hidden, head, target = nearly_equal(noise)
+    hidden, head, target = nearly_equal(noise, dtype)
     out = fused_loss(
         hidden,
         head,
@@ -48,17 +55,33 @@ def ours(kind: str, noise: float, logits: str) -> tuple[float, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "concrete_score"])
 @pytest.mark.parametrize("logits", ["auto", "split", "fp32"])
-def test_exact_logits_keep_the_gradient_near_convergence(kind: str, logits: str) -> None:
+@pytest.mark.parametrize("dtype", HALVES)
+def test_exact_logits_keep_the_gradient_near_convergence(
+    kind: str, logits: str, dtype: torch.dtype
+) -> None:
     for noise in (0.1, 0.01, 0.004):
-        value, gradient = truth(kind, noise)
-        got_value, got_gradient = ours(kind, noise, logits)
+        value, gradient = truth(kind, noise, dtype)
+        got_value, got_gradient = ours(kind, noise, logits, dtype)
         assert got_value == pytest.approx(value, rel=5e-3)
         assert error(got_gradient, gradient) < 5e-3
 
 
-def test_native_logits_do_lose_it() -> None:
-    _, gradient = truth("forward_kl", 0.004)
-    assert error(ours("forward_kl", 0.004, "native")[1], gradient) > 0.05
+@pytest.mark.parametrize("dtype", HALVES)
+def test_native_logits_do_lose_it(dtype: torch.dtype) -> None:
+    _, gradient = truth("forward_kl", 0.004, dtype)
+    assert error(ours("forward_kl", 0.004, "native", dtype)[1], gradient) > 0.05
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_auto_is_split_for_bf16_on_a_cpu_that_multiplies_it_and_fp32_elsewhere(
+    dtype: torch.dtype,
+) -> None:
+    fast = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    wanted, other = ("split", "fp32") if fast else ("fp32", "split")
+    exactly = ours("forward_kl", 0.004, wanted, dtype)[1]
+    assert torch.equal(ours("forward_kl", 0.004, "auto", dtype)[1], exactly)
+    # The two do differ in their last bits, so that the line above says something.
+    assert not torch.equal(ours("forward_kl", 0.004, other, dtype)[1], exactly)
 
 
 def test_the_jsd_stays_positive_where_bf16_arithmetic_turns_it_negative() -> None:

@@ -107,7 +107,7 @@ def test_the_heads_gradient_is_the_same_whichever_way_its_slabs_lie(
     found: list[Tensor] = []
     monkeypatch.setattr(head_gradient, "_SLAB_ENTRIES", 16)
     for amx in (False, True):
-        monkeypatch.setattr(head_gradient, "_has_amx", lambda amx=amx: amx)
+        monkeypatch.setattr(head_gradient, "has_amx", lambda amx=amx: amx)
         found.append(answer(case, tile_tokens=tile)[2])
     scale = float(found[0].abs().max())
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=scale * 2**-7)

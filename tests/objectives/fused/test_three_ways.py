@@ -53,7 +53,9 @@ def test_every_objective_with_every_head_is_as_exact_as_its_plain_twin(
 
 
 @every_kind
-@pytest.mark.parametrize("features", ["plain", "softcap", "num_real", "narrower student"])
+@pytest.mark.parametrize(
+    "features", ["plain", "softcap", "num_real", "narrower student", "unlike teacher"]
+)
 def test_in_float64_the_fused_path_is_the_definition(
     settings: Mapping[str, Any], features: str
 ) -> None:
@@ -83,15 +85,19 @@ def test_over_many_rows_the_error_is_at_most_a_third_above_the_plain_twins(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_small_weights_do_not_underflow_in_half_precision(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_small_weights_do_not_underflow_in_half_precision(dtype: torch.dtype, sign: int) -> None:
     objective = objective_of({"kind": "forward_kl"})
-    case = make_case(FEATURES["plain"], dtype=dtype)
+    case, tiny = (make_case(FEATURES["plain"], dtype=dtype) for _ in range(2))
+    # With a weight of 0, the largest of negative ones is not the one of the largest size.
+    for one in (case, tiny):
+        one.weights[3] = 0
     wanted = fused(case, objective)[1]
-    tiny = make_case(FEATURES["plain"], dtype=dtype)
-    tiny.weights.mul_(2.0**-12)
+    tiny.weights.mul_(sign * 2.0**-12)
     got = fused(tiny, objective)[1]
     for small, large in zip(got, wanted, strict=True):
-        assert error(small.double() * 2.0**12, large) < (5e-3 if dtype == torch.float16 else 1e-6)
+        scaled = small.double() * sign * 2.0**12
+        assert error(scaled, large) < (5e-3 if dtype == torch.float16 else 1e-6)
 
 
 def test_master_weights_may_stay_fp32_while_matmuls_run_in_bf16() -> None:
@@ -104,3 +110,11 @@ def test_master_weights_may_stay_fp32_while_matmuls_run_in_bf16() -> None:
     for got, true in zip(gradients, true_gradients, strict=True):
         assert got.dtype == torch.float32
         assert error(got, true) < 0.02
+
+
+def test_a_matmul_dtype_is_that_of_the_matmuls() -> None:
+    objective, case = objective_of({"kind": "jsd"}), make_case(FEATURES["plain"])
+    values, _ = fused(case, objective, matmul_dtype=torch.bfloat16)
+    cast, _ = fused(in_dtype(case, torch.bfloat16), objective)
+    torch.testing.assert_close(values, cast)
+    assert error(values, exact(case, objective)[0]) > 1e-4

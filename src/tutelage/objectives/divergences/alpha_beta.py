@@ -89,8 +89,6 @@ class AlphaBeta(Divergence):
     def divergence_rows(
         self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
     ) -> Float[Tensor, " R"]:
-        if self.alpha == 0 or self.beta == 0:
-            return super().divergence_rows(student_scores, teacher_scores)
         return row_kernels.alpha_beta_rows(
             student_scores, teacher_scores, alpha=self.alpha, beta=self.beta
         )

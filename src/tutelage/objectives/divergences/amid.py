@@ -83,12 +83,20 @@ class AMiD(Divergence):
     def divergence_rows(
         self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
     ) -> Float[Tensor, " R"]:
-        if self.measure != "kl" or self.curve == 1:
-            return super().divergence_rows(student_scores, teacher_scores)
-        return row_kernels.amid_kl_rows(
+        power = (1 - self.curve) / 2
+        if self.measure == "kl":
+            return row_kernels.amid_kl_rows(
+                student_scores,
+                teacher_scores,
+                between=self.between,
+                teacher_share=self.teacher_share,
+                power=power,
+            )
+        return row_kernels.amid_alpha_beta_rows(
             student_scores,
             teacher_scores,
             between=self.between,
             teacher_share=self.teacher_share,
-            power=(1 - self.curve) / 2,
+            power=power,
+            powers=(_PAPER_ALPHA, _PAPER_BETA),
         )

@@ -1,7 +1,7 @@
 """Hidden states and heads in, nats and gradients out: every objective without full logits."""
 
 from tutelage.objectives.fused.differentiable import fused_loss, fused_per_token
-from tutelage.objectives.fused.measures import excluded_mass, fused_measures
+from tutelage.objectives.fused.measures import excluded_mass_of_hidden, fused_measures
 from tutelage.objectives.fused.options import FusedLoss, FusedOptions, Measures
 from tutelage.objectives.fused.scratch import release_scratch
 
@@ -9,7 +9,7 @@ __all__ = [
     "FusedLoss",
     "FusedOptions",
     "Measures",
-    "excluded_mass",
+    "excluded_mass_of_hidden",
     "fused_loss",
     "fused_measures",
     "fused_per_token",

@@ -22,7 +22,7 @@ from tutelage.objectives.fused.scores import (
     target_entries,
 )
 from tutelage.objectives.fused.scratch import Scratch, borrowed
-from tutelage.objectives.fused.tiles import block_rows, spans, tile_tokens
+from tutelage.objectives.fused.tiles import block_rows, spans, tile_tokens, useful_tokens
 
 RowFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(student rows, teacher rows, labels) to nats a row, leaving d value / d scores in the student's
@@ -141,6 +141,7 @@ class Walk:
             num_tokens,
             bytes_per_token=sum(s.bytes_per_token for s in linear),
             memory_bytes=problem.options.memory_bytes,
+            useful_tokens=useful_tokens(self.student.hidden.dtype, self.student.hidden.device),
         )
         self.tile_tokens = max(min(self.tile_tokens, num_tokens), 1)
         for scores in linear:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tutelage.objectives.fused.scratch import Scratch
-from tutelage.objectives.fused.tiles import spans
+from tutelage.objectives.fused.tiles import has_amx, spans
 
 _SLAB_ENTRIES = 2048
 
@@ -36,7 +36,7 @@ class HeadGradient:
         sum_dtype = torch.float32 if half else matmul_dtype
         self._total = torch.empty(shape, dtype=sum_dtype, device=device)
         self._num_filled = 0
-        self._lying = half and device.type == "cpu" and _has_amx()
+        self._lying = half and device.type == "cpu" and has_amx()
         slab = min(shape[0], _SLAB_ENTRIES) if half else 0
         lying = (shape[1], slab) if self._lying else (slab, shape[1])
         self._product = scratch.take("head slab", lying, dtype=matmul_dtype, device=device)
@@ -90,8 +90,3 @@ class HeadGradient:
         """The sum, in the parameter's own dtype; zeros for entries behind the first V."""
         self._total[self._num_filled :].zero_()
         return self._total.to(self._dtype)
-
-
-def _has_amx() -> bool:
-    found = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return bool(found)

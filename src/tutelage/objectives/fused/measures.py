@@ -103,7 +103,7 @@ def _at(logp: Float[Tensor, "R V"], labels: Int[Tensor, " R"]) -> Float[Tensor, 
 
 
 @torch.no_grad()
-def excluded_mass(
+def excluded_mass_of_hidden(
     hidden: Float[Tensor, "N D"],
     head: Head,
     *,

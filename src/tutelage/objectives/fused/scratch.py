@@ -14,6 +14,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tutelage.objectives.row_kernels import forget_scratch
+
 
 @final
 class Scratch:
@@ -63,6 +65,7 @@ def borrowed() -> Generator[Scratch]:
 
 
 def release_scratch() -> None:
-    """Give the memory that the fused path keeps between calls of this thread back."""
+    """Give back what the fused path and its row kernels keep between calls of this thread."""
+    forget_scratch()
     if _kept.idle is not None:
         _kept.idle = Scratch()

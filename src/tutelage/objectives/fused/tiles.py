@@ -5,15 +5,37 @@ from collections.abc import Iterator
 import torch
 
 _SMALLEST_TILE = 64
+_ENOUGH_WITHOUT_AMX = 352
+"""On CPU only the matrix unit for half precision gains from tiles of more tokens."""
 _BLOCK_ENTRIES = 2**16
 _GPU_BLOCK_ENTRIES = 2**26
 
 
-def tile_tokens(num_tokens: int, *, bytes_per_token: int, memory_bytes: int) -> int:
-    """Tokens in a matmul tile: what the memory allows, cut so that all tiles are equally full."""
+def tile_tokens(
+    num_tokens: int, *, bytes_per_token: int, memory_bytes: int, useful_tokens: int | None
+) -> int:
+    """Tokens in a matmul tile, cut so that all tiles are equally full.
+
+    As many as the memory allows, or as are of any use.
+    """
     most = max(memory_bytes // max(bytes_per_token, 1), _SMALLEST_TILE)
+    most = most if useful_tokens is None else min(most, useful_tokens)
     num_tiles = -(-num_tokens // most)
     return -(-num_tokens // max(num_tiles, 1))
+
+
+def useful_tokens(dtype: torch.dtype, device: torch.device) -> int | None:
+    """From how many tokens on a matmul is as fast as it gets; None: more are always better."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    if device.type != "cpu" or (half and has_amx()):
+        return None
+    return _ENOUGH_WITHOUT_AMX
+
+
+def has_amx() -> bool:
+    """Whether the processor has a matrix unit for bfloat16."""
+    found = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return bool(found)
 
 
 def block_rows(num_entries: int, device: torch.device) -> int:

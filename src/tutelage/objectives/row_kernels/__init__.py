@@ -1,5 +1,6 @@
 """Values and in-place gradients of a few cached rows: the arithmetic inside the fused loss."""
 
+from tutelage.objectives.row_kernels.amid import amid_alpha_beta_rows, amid_kl_rows
 from tutelage.objectives.row_kernels.clipped import (
     forward_kl_pointwise_rows,
     jsd_pointwise_rows,
@@ -7,10 +8,9 @@ from tutelage.objectives.row_kernels.clipped import (
     slowed_above,
     stopped_above,
 )
-from tutelage.objectives.row_kernels.compared import all_finite, forget_scratch
+from tutelage.objectives.row_kernels.compared import all_finite, forget_scratch, scratch_like
 from tutelage.objectives.row_kernels.concrete_score import (
     concrete_score_rows,
-    direct_logit_rows,
     mixture_concrete_score_rows,
 )
 from tutelage.objectives.row_kernels.cross_entropy import (
@@ -18,6 +18,7 @@ from tutelage.objectives.row_kernels.cross_entropy import (
     teacher_cross_entropy_rows,
     token_cross_entropy_rows,
 )
+from tutelage.objectives.row_kernels.direct_logit import direct_logit_rows
 from tutelage.objectives.row_kernels.kl import (
     adaptive_kl_rows,
     forward_kl_rows,
@@ -31,8 +32,8 @@ from tutelage.objectives.row_kernels.mixtures import (
     skew_forward_kl_rows,
     skew_reverse_kl_rows,
 )
-from tutelage.objectives.row_kernels.moves import mix_rows
-from tutelage.objectives.row_kernels.powers import alpha_beta_rows, amid_kl_rows
+from tutelage.objectives.row_kernels.moves import budget_rows, mix_rows
+from tutelage.objectives.row_kernels.powers import alpha_beta_rows
 from tutelage.objectives.row_kernels.support import Kept, restricted_rows
 
 __all__ = [
@@ -40,7 +41,9 @@ __all__ = [
     "adaptive_kl_rows",
     "all_finite",
     "alpha_beta_rows",
+    "amid_alpha_beta_rows",
     "amid_kl_rows",
+    "budget_rows",
     "concrete_score_rows",
     "direct_logit_rows",
     "forget_scratch",
@@ -54,6 +57,7 @@ __all__ = [
     "reverse_kl_pointwise_rows",
     "reverse_kl_rows",
     "sampled_token_rows",
+    "scratch_like",
     "skew_forward_kl_rows",
     "skew_reverse_kl_rows",
     "slowed_above",

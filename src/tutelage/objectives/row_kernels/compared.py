@@ -68,9 +68,19 @@ def through_softmax(
     )
 
 
-def centre_by(slope: Float[Tensor, "R V"], q: Float[Tensor, "R V"]) -> None:
-    """From d value / d log q to d value / d scores, in place: slope - q * sum_v slope."""
-    slope.addcmul_(q, slope.sum(dim=-1, keepdim=True), value=-1)
+def centre_by(
+    slope: Float[Tensor, "R V"], q: Float[Tensor, "R V"], out: Float[Tensor, "R V"]
+) -> None:
+    """From d value / d log q to d value / d scores: slope - q * sum_v slope.
+
+    `out` may be `slope` or `q`.
+    """
+    torch.addcmul(slope, q, slope.sum(dim=-1, keepdim=True), value=-1, out=out)
+
+
+def top_of(rows: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
+    """The largest entry of each row, in fp64."""
+    return rows.amax(dim=-1).double()
 
 
 @final
@@ -93,13 +103,10 @@ def compare(student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"]) -> Com
     """
     p = scratch_like(teacher, "p")
     softmax_into(p, teacher)
-    teacher_top, teacher_top_p = teacher.amax(dim=-1), p.amax(dim=-1)
-    student_top = student.amax(dim=-1)
+    teacher_lse = top_of(teacher) - top_of(p).log()
+    student_top = top_of(student)
     torch.sub(student, teacher, out=teacher)
     softmax_into(student, student)
-    student_top_p = student.amax(dim=-1)
-    shift = (student_top.double() - student_top_p.double().log()) - (
-        teacher_top.double() - teacher_top_p.double().log()
-    )
+    shift = student_top - top_of(student).log() - teacher_lse
     teacher.sub_(shift.to(teacher.dtype)[:, None])
     return Compared(q=student, p=p, gap=teacher)

@@ -1,4 +1,4 @@
-"""Row kernels over differences of scores: concrete score and direct logit distillation."""
+"""Row kernels of concrete score distillation."""
 
 from typing import Literal
 
@@ -109,31 +109,3 @@ def _weigh(rows: Float[Tensor, "R V"], sides: dict[str, Tensor], whose: Weight) 
         rows.div_(rows.shape[1])
     else:
         rows.mul_(sides[whose])
-
-
-def direct_logit_rows(
-    student: Float[Tensor, "R V"],
-    teacher: Float[Tensor, "R V"],
-    *,
-    weight: Weight,
-    centred: bool = False,
-) -> Float[Tensor, " R"]:
-    """Gradient w * gap with gap = student - teacher, the scores as they are or less their means."""
-    held = None
-    if weight != "uniform":
-        held = scratch_like(student, "p")
-        softmax_into(held, student if weight == "student" else teacher)
-    student.sub_(teacher)
-    if centred:
-        student.sub_(student.mean(dim=-1, keepdim=True))
-    if held is None:
-        # Without weights a centred gap stays centred.
-        values = dot(student, student) / (2 * student.shape[1])
-        student.div_(student.shape[1])
-        return values
-    torch.mul(student, held, out=teacher)
-    values = dot(student, teacher) / 2
-    if centred:
-        teacher.sub_(teacher.mean(dim=-1, keepdim=True))
-    student.copy_(teacher)
-    return values

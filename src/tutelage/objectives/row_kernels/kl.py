@@ -14,8 +14,7 @@ from tutelage.objectives.row_kernels.compared import (
     through_softmax,
 )
 
-_LOWEST_LOG = -80.0
-_CLOSE_ENOUGH = 0.25
+_CLOSE_ENOUGH = 1.02
 
 
 def forward_kl_rows(
@@ -49,8 +48,7 @@ def symmetric_kl_rows(
     c = compare(student, teacher)
     values = dot(c.q, c.gap) * reverse_weight - dot(c.p, c.gap) * forward_weight
     c.gap.mul_(reverse_weight).mul_(c.q).add_(c.p, alpha=-forward_weight)
-    centre_by(c.gap, c.q)
-    c.q.copy_(c.gap)
+    centre_by(c.gap, c.q, out=c.q)
     return values
 
 
@@ -62,8 +60,7 @@ def adaptive_kl_rows(
     share = _head_share(c.q, c.p, head_mass)
     values = (1 - share) * dot(c.q, c.gap) - share * dot(c.p, c.gap)
     c.gap.mul_((1 - share)[:, None]).mul_(c.q).addcmul_(c.p, share[:, None], value=-1)
-    centre_by(c.gap, c.q)
-    c.q.copy_(c.gap)
+    centre_by(c.gap, c.q, out=c.q)
     return values
 
 
@@ -79,8 +76,7 @@ def _head_share(
     torch.sub(p, q, out=gap).abs_()
     whole = gap.sum(dim=-1)
     if p.device.type == "cpu":
-        heads = [_head(row, head_mass) for row in p]
-        head = torch.stack([row[ids].sum() for row, ids in zip(gap, heads, strict=True)])
+        head = torch.stack([_gap_in_head(*both, head_mass) for both in zip(gap, p, strict=True)])
     else:
         order = p.argsort(dim=-1, descending=True, stable=True)
         inside = p.gather(-1, order).cumsum(dim=-1) <= head_mass
@@ -89,25 +85,35 @@ def _head_share(
     return torch.where(whole > 0, head / whole, 0.5)
 
 
-def _head(p: Float[Tensor, " V"], head_mass: float) -> Int[Tensor, " H"]:
-    """The ids of one row's head, sorting little more than the head itself.
+def _gap_in_head(
+    gap: Float[Tensor, " V"], p: Float[Tensor, " V"], head_mass: float
+) -> Float[Tensor, ""]:
+    above, edge = row_head(p, head_mass)
+    inside = torch.gt(p, above, out=scratch_like(p, "kept"))
+    return torch.dot(gap, inside) + gap[edge].sum()
 
-    A sort of the whole row costs more than everything else together, so the threshold above
-    which just enough mass lies is halved in on first.
+
+def row_head(p: Float[Tensor, " V"], head_mass: float) -> tuple[float, Int[Tensor, " H"]]:
+    """One row's head: all entries above the first answer, and those with the ids of the second.
+
+    A sort of the whole row costs more than everything else together. So the threshold above which
+    just enough mass lies is halved in on, and only the entries at the edge are sorted.
     """
     kept = scratch_like(p, "kept")
-    high, low = math.log(float(p.amax())), _LOWEST_LOG
-    while high - low > _CLOSE_ENOUGH:
-        middle = (high + low) / 2
-        torch.threshold(p, math.exp(middle), 0.0, out=kept)
-        if float(kept.sum()) > head_mass:
+    top = high = float(p.amax())
+    # All entries below (1 - head_mass) / V together leave the others more than head_mass.
+    low, mass = min((1 - head_mass) / (2 * p.shape[0]), top / 2), 0.0
+    while high > _CLOSE_ENOUGH * low:
+        middle = math.sqrt(high * low)
+        above = float(torch.threshold(p, middle, 0.0, out=kept).sum())
+        if above > head_mass:
             low = middle
         else:
-            high = middle
-    ids = (p > math.exp(low)).nonzero()[:, 0] if low > _LOWEST_LOG else torch.arange(p.shape[0])
+            high, mass = middle, above
+    ids = ((p > low) & (p <= high)).nonzero()[:, 0]
     found, order = p[ids].sort(descending=True, stable=True)
-    size = max(int((found.cumsum(dim=0) <= head_mass).sum()), 1)
-    return ids[order[:size]]
+    size = int((found.cumsum(dim=0) + mass <= head_mass).sum())
+    return high, ids[order[: max(size, int(high == top))]]
 
 
 def todi_rows(student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"]) -> Float[Tensor, " R"]:
@@ -118,8 +124,7 @@ def todi_rows(student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"]) -> F
     torch.sigmoid(c.gap, out=lower)
     # lower = 1 - a. In terms of it the slope is lower * (p + q * (gap + 1)) - p.
     c.gap.add_(1).mul_(c.q).add_(c.p).mul_(lower).sub_(c.p)
-    centre_by(c.gap, c.q)
-    c.q.copy_(c.gap)
+    centre_by(c.gap, c.q, out=c.q)
     return values
 
 
