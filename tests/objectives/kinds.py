@@ -40,6 +40,50 @@ DIVERGENCES: list[Case] = [
     {"kind": "todi", "temperature": 0.8},
 ]
 
+# Clips bite at different places, so thresholds differ: some entries and positions are above.
+CLIPPED: list[Case] = [
+    {"kind": "forward_kl", "clip": {"kind": "pointwise", "threshold": 0.05}},
+    {"kind": "forward_kl", "clip": {"kind": "pointwise", "threshold": 0.3}, "temperature": 1.7},
+    {"kind": "forward_kl", "clip": {"kind": "token_sum", "threshold": 1.0}},
+    {
+        "kind": "forward_kl",
+        "clip": {"kind": "token_weight", "threshold": 0.8},
+        "temperature": 1.3,
+        "scale_by_t2": True,
+    },
+    {"kind": "reverse_kl", "clip": {"kind": "pointwise", "threshold": 0.05}},
+    {"kind": "reverse_kl", "clip": {"kind": "pointwise", "threshold": 0.2}, "temperature": 0.8},
+    {"kind": "reverse_kl", "clip": {"kind": "token_sum", "threshold": 1.0}},
+    {"kind": "reverse_kl", "clip": {"kind": "token_weight", "threshold": 0.8}},
+    {"kind": "jsd", "clip": {"kind": "pointwise", "threshold": 0.02}},
+    {
+        "kind": "jsd",
+        "teacher_share": 0.2,
+        "scaled": True,
+        "clip": {"kind": "pointwise", "threshold": 0.1},
+    },
+    {"kind": "jsd", "clip": {"kind": "token_sum", "threshold": 0.2}},
+    {"kind": "jsd", "teacher_share": 0.8, "clip": {"kind": "token_weight", "threshold": 0.1}},
+]
+
+SUPPORTED: list[Case] = [
+    {"kind": "forward_kl", "support": {"num_entries": 2}},
+    {"kind": "forward_kl", "support": {"num_entries": 2, "rest": "renormalised"}},
+    {"kind": "reverse_kl", "support": {"num_entries": 2, "chosen_by": "student"}},
+    {"kind": "reverse_kl", "support": {"num_entries": 1, "chosen_by": "union"}, "temperature": 1.4},
+    {"kind": "jsd", "support": {"num_entries": 2, "chosen_by": "union"}},
+    {
+        "kind": "jsd",
+        "support": {"num_entries": 2, "chosen_by": "union", "rest": "renormalised"},
+        "clip": {"kind": "pointwise", "threshold": 0.02},
+    },
+    {
+        "kind": "forward_kl",
+        "support": {"num_entries": 3},
+        "clip": {"kind": "token_weight", "threshold": 0.3},
+    },
+]
+
 CONCRETE_SCORES: list[Case] = [
     {"kind": "concrete_score"},
     *(
@@ -77,7 +121,14 @@ SUMS: list[Case] = [
 ]
 
 # Zero, value and gradient, where student and teacher agree.
-ZERO_AT_EQUALITY = [*DIVERGENCES, *CONCRETE_SCORES, *DIRECT_LOGITS, *SUMS]
+ZERO_AT_EQUALITY = [
+    *DIVERGENCES,
+    *CLIPPED,
+    *SUPPORTED,
+    *CONCRETE_SCORES,
+    *DIRECT_LOGITS,
+    *SUMS,
+]
 
 # Hard labels and the teacher's distribution: right, but not zero at equality.
 CROSS_ENTROPIES: list[Case] = [
@@ -93,18 +144,28 @@ CROSS_ENTROPIES: list[Case] = [
     },
 ]
 
-EVERY = [*ZERO_AT_EQUALITY, *CROSS_ENTROPIES]
+# Zero at equality too, but they need the completion's own ids.
+SAMPLED: list[Case] = [
+    {"kind": "sampled_token"},
+    {"kind": "sampled_token", "temperature": 1.6},
+]
+
+EVERY = [*ZERO_AT_EQUALITY, *CROSS_ENTROPIES, *SAMPLED]
 
 
 def name_of(case: Case) -> str:
     if case["kind"] == "weighted_sum":
         return "+".join(name_of(part["objective"]) for part in case["parts"])
     rest = "-".join(
-        "_".join(value) if isinstance(value, list) else f"{key}={value}"
+        "_".join(value) if isinstance(value, list) else f"{key}={_short(value)}"
         for key, value in case.items()
         if key != "kind"
     )
     return f"{case['kind']}-{rest}" if rest else case["kind"]
+
+
+def _short(value: object) -> object:
+    return "/".join(str(part) for part in value.values()) if isinstance(value, dict) else value
 
 
 def each(cases: list[Case]) -> pytest.MarkDecorator:

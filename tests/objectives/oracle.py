@@ -171,9 +171,62 @@ def cross_entropy(
     return sum(-a * b for a, b in zip(p, logp, strict=True) if a > 0)
 
 
+def term(lp: float, lq: float) -> float:
+    """One entry of KL(p || q)."""
+    return math.exp(lp) * (lp - lq) if math.exp(lp) > 0 else 0.0
+
+
+def terms(q: Row, p: Row, settings: Mapping[str, Any]) -> list[float]:
+    """What each entry contributes to one of the divergences that can be clipped."""
+    pairs = list(zip(p, q, strict=True))
+    if settings["kind"] == "forward_kl":
+        return [term(lp, lq) for lp, lq in pairs]
+    if settings["kind"] == "reverse_kl":
+        return [term(lq, lp) for lp, lq in pairs]
+    share = settings.get("teacher_share", 0.5)
+    scale = share * (1 - share) if settings.get("scaled") else 1.0
+    sides = zip(pairs, mix(p, q, share), strict=True)
+    return [(share * term(lp, m) + (1 - share) * term(lq, m)) / scale for (lp, lq), m in sides]
+
+
+def clipped(each: Row, clip: Mapping[str, Any]) -> float:
+    """A sum of terms, under a clip."""
+    if clip["kind"] == "none":
+        return sum(each)
+    if clip["kind"] == "pointwise":
+        return sum(min(x, clip["threshold"]) for x in each)
+    return min(sum(each), clip["threshold"])
+
+
+def restricted(q: Row, p: Row, support: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """Both rows of log-probabilities over the classes of a support."""
+    count, by = support.get("num_entries", 100), support.get("chosen_by", "teacher")
+
+    def top(side: Row) -> set[int]:
+        return set(sorted(range(len(side)), key=lambda v: -side[v])[:count])
+
+    ids = top(p) if by == "teacher" else top(q) if by == "student" else top(p) | top(q)
+
+    def classes(side: Row) -> list[float]:
+        kept = [side[v] for v in sorted(ids)]
+        if support.get("rest", "tail_bucket") == "tail_bucket":
+            return [*kept, log(sum(math.exp(x) for v, x in enumerate(side) if v not in ids))]
+        return log_softmax(kept) if max(kept) > -math.inf else kept
+
+    return classes(q), classes(p)
+
+
+def sampled_token(q: Row, p: Row, label: int) -> float:
+    return 0.0 if q[label] == p[label] else q[label] - p[label]
+
+
 def divergence(q: Row, p: Row, settings: Mapping[str, Any]) -> float:
     """Any kind that sees two rows of log-probabilities: student, then teacher."""
     get = settings.get
+    if "support" in settings:
+        q, p = restricted(q, p, settings["support"])
+    if "support" in settings or "clip" in settings:
+        return clipped(terms(q, p, settings), get("clip", {"kind": "none"}))
     share = get("teacher_share", 0.1)
     student_share = get("student_share", 0.1)
     reverse = get("reverse_weight", 0.5)
@@ -206,6 +259,10 @@ def value(
             return concrete_score(student, teacher, settings)
         case "cross_entropy":
             return cross_entropy(student, teacher, settings, label)
+        case "sampled_token":
+            assert label is not None
+            t = settings.get("temperature", 1.0)
+            return sampled_token(log_softmax(student, t), log_softmax(teacher, t), label)
         case "weighted_sum":
             return sum(
                 part["weight"] * value(part["objective"], student, teacher, label)

@@ -19,7 +19,7 @@ KINDS = {
 PROMISED = (
     "forward_kl reverse_kl jeffreys symmetric_kl jsd skew_forward_kl skew_reverse_kl "
     "total_variation alpha_beta adaptive_kl amid todi direct_logit concrete_score cross_entropy "
-    "weighted_sum"
+    "sampled_token weighted_sum"
 )
 
 ONE_PART = {"weight": 1.0, "objective": {"kind": "forward_kl"}}
@@ -45,6 +45,8 @@ OTHER_VALUES: dict[str, Case] = {
     "mixture": {"mixture": 0.4},
     "weight_temperature": {"weight_temperature": 2.0},
     "labels": {"labels": "teacher"},
+    "clip": {"clip": {"kind": "token_weight"}},
+    "support": {"support": {"num_entries": 3}},
     "parts": {"parts": [ONE_PART, ONE_PART]},
 }
 
@@ -119,6 +121,35 @@ REFUSED: list[tuple[Case, str]] = [
     (
         {"kind": "concrete_score", "weights": ["uniform", "uniform"], "weight_temperature": 2},
         r"^objective\.weight_temperature is 2 and the weights are uniform",
+    ),
+    (
+        {"kind": "forward_kl", "clip": {"kind": "pointwise", "threshold": 0}},
+        r"^objective\.clip\.threshold is 0; it must be greater than 0\.$",
+    ),
+    (
+        {"kind": "jsd", "clip": {"kind": "token_wait"}},
+        r"^objective\.clip\.kind is token_wait; .*none, pointwise.* Did you mean token_weight\?$",
+    ),
+    ({"kind": "jsd", "clip": {}}, r"^objective\.clip\.kind is missing; it must be one of none, "),
+    (
+        {"kind": "jsd", "clip": {"kind": "token_sum", "treshold": 0.1}},
+        r"^objective\.clip\.treshold is not a setting of token_sum.* Did you mean threshold\?$",
+    ),
+    (
+        {"kind": "jsd", "clip": {"kind": "none", "threshold": 0.1}},
+        r"^objective\.clip\.threshold is not a setting of none, which has kind\.$",
+    ),
+    (
+        {"kind": "jsd", "support": {"k": 4}},
+        r"^objective\.support\.k is not a setting of support, which has chosen_by, num_entries",
+    ),
+    (
+        {"kind": "jsd", "support": {"num_entries": 0}},
+        r"^objective\.support\.num_entries is 0; it must be greater",
+    ),
+    (
+        {"kind": "todi", "clip": {"kind": "pointwise"}},
+        r"^objective\.clip is not a setting of todi",
     ),
     ({"kind": "weighted_sum"}, r"^objective\.parts is missing"),
     ({"kind": "weighted_sum", "parts": []}, r"^objective\.parts is \[\]"),

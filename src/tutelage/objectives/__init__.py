@@ -1,5 +1,12 @@
 """How far a student is from its teacher: objectives, moved targets, and the only mean."""
 
+from tutelage.objectives.clip_measures import (
+    ClipMeasures,
+    clip_measures,
+    clipped_entries,
+    overlap_ratio,
+    reversed_top,
+)
 from tutelage.objectives.concrete_score import (
     ConcreteScore,
     concrete_score,
@@ -8,6 +15,7 @@ from tutelage.objectives.concrete_score import (
 )
 from tutelage.objectives.cross_entropy import CrossEntropy
 from tutelage.objectives.direct_logit import DirectLogit
+from tutelage.objectives.entries import ClipSettings, TopSupport
 from tutelage.objectives.moved_targets import (
     Budget,
     Move,
@@ -22,6 +30,15 @@ from tutelage.objectives.moved_targets import (
     tempered,
 )
 from tutelage.objectives.objective import Divergence, Objective
+from tutelage.objectives.on_policy import (
+    SampledToken,
+    importance_weights,
+    position_weights,
+    return_to_go,
+    sequence_importance_weights,
+    without_first,
+    without_ids,
+)
 from tutelage.objectives.reduce import sequence_mean, token_mean, token_weights
 from tutelage.objectives.softmax import excluded_mass_of_logits
 from tutelage.objectives.top_k import sampled_cross_entropy, top_k_divergence
@@ -29,6 +46,8 @@ from tutelage.objectives.union import ObjectiveSettings, WeightedPart, WeightedS
 
 __all__ = [
     "Budget",
+    "ClipMeasures",
+    "ClipSettings",
     "ConcreteScore",
     "CrossEntropy",
     "DirectLogit",
@@ -38,23 +57,35 @@ __all__ = [
     "NoMove",
     "Objective",
     "ObjectiveSettings",
+    "SampledToken",
     "Taid",
     "Tempered",
+    "TopSupport",
     "WeightedPart",
     "WeightedSum",
     "budget_t",
+    "clip_measures",
+    "clipped_entries",
     "concrete_score",
     "excluded_mass_of_logits",
     "from_settings",
+    "importance_weights",
     "is_inert",
     "is_learning_rate_ramp",
     "joint_concrete_score",
+    "overlap_ratio",
+    "position_weights",
+    "return_to_go",
+    "reversed_top",
     "sampled_concrete_score",
     "sampled_cross_entropy",
+    "sequence_importance_weights",
     "sequence_mean",
     "taid",
     "tempered",
     "token_mean",
     "token_weights",
     "top_k_divergence",
+    "without_first",
+    "without_ids",
 ]

@@ -41,7 +41,7 @@ class CrossEntropy(Objective):
         """Nats, by token ids or the teacher's distribution."""
         student_logp = log_softmax_at(student_logits)
         if labels is not None and self.labels != "teacher":
-            _refuse_strangers(labels, num_entries=student_logp.shape[-1])
+            refuse_strangers(labels, num_entries=student_logp.shape[-1])
             return -student_logp.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)
         if self.labels == "tokens":
             raise DataError(
@@ -64,11 +64,16 @@ class CrossEntropy(Objective):
             return super().rows(student_logits, teacher_logits, labels)
         if labels is None or not by_tokens:
             return row_kernels.teacher_cross_entropy_rows(student_logits, teacher_logits)
-        _refuse_strangers(labels, num_entries=student_logits.shape[-1])
+        refuse_strangers(labels, num_entries=student_logits.shape[-1])
         return row_kernels.token_cross_entropy_rows(student_logits, labels)
 
 
-def _refuse_strangers(labels: Int[Tensor, "*at"], *, num_entries: int) -> None:
+def refuse_strangers(labels: Int[Tensor, "*at"], *, num_entries: int) -> None:
+    """Refuse labels that are no entry of both models.
+
+    Raises:
+        DataError: it names the first.
+    """
     strange = labels[(labels < 0) | (labels >= num_entries)]
     if strange.numel():
         raise DataError(

@@ -270,6 +270,7 @@ def is_learning_rate_ramp(move: Move, objective: Objective) -> bool:
     """
     if not isinstance(move, Taid):
         return False
+    objective = objective.on_average()
     whole = _trial_gradient(objective, move, 1.0)
     return all(
         torch.allclose(_trial_gradient(objective, move, t), t * whole, rtol=1e-6, atol=1e-9)

@@ -61,6 +61,13 @@ class Objective(Settings, ABC):
         student_logits.copy_(gradient)
         return values.detach()
 
+    def on_average(self) -> "Objective":
+        """The objective whose gradient this one's is, on average over tokens the student drew.
+
+        Itself, unless it looks at the one token that was drawn.
+        """
+        return self
+
     def per_token(
         self, student_logits: Float[Tensor, "*at V"], target: LogitsTarget
     ) -> Float[Tensor, "*at"]:

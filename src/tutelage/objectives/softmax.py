@@ -23,7 +23,14 @@ def expected(p: Float[Tensor, "*at V"], values: Float[Tensor, "*at V"]) -> Float
 
     Chosen before the product, so that 0 * inf reaches neither the value nor the gradient.
     """
-    return (p * torch.where(p > 0, values, 0.0)).sum(dim=-1)
+    return expected_terms(p, values).sum(dim=-1)
+
+
+def expected_terms(
+    p: Float[Tensor, "*at V"], values: Float[Tensor, "*at V"]
+) -> Float[Tensor, "*at V"]:
+    """The terms of `expected`, one for each entry."""
+    return p * torch.where(p > 0, values, 0.0)
 
 
 def common_size(student_size: int, teacher_size: int, num_real: int | None = None) -> int:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.targets import SampledTarget, TopKTarget
+from tutelage.objectives.divergences.entrywise import Entrywise
+from tutelage.objectives.entries import tail_logp
 from tutelage.objectives.objective import Divergence
 from tutelage.objectives.softmax import log_softmax_at
 
@@ -35,13 +37,19 @@ def top_k_divergence(
             are: biased towards too sure a student, and negative at times; for comparisons.
 
     Raises:
-        ConfigError: a temperature other than 1, which K log-probabilities cannot express.
+        ConfigError: a temperature other than 1, which K log-probabilities cannot express; or a
+            support of the objective's own.
     """
     if objective.temperature != 1:
         raise ConfigError(
             f"objective.temperature is {objective.temperature:g}; it must be 1 for a top-k "
             "target. The kept log-probabilities say how much mass the rest has but not over how "
             "many tokens, so they cannot be divided. Use a live teacher, or temperature: 1."
+        )
+    if isinstance(objective, Entrywise) and objective.support is not None:
+        raise ConfigError(
+            "objective.support is given; it must be null for a top-k target, which has chosen its "
+            "entries already. Leave it out."
         )
     ids = target.ids.long()
     student_logp = log_softmax_at(student_logits)
@@ -65,19 +73,12 @@ def _tails(
 ) -> tuple[Float[Tensor, "*at 1"], Float[Tensor, "*at 1"]]:
     """The logs of both masses outside the K ids: the student's, then the teacher's.
 
-    The student's is summed over the rest itself, so that no digits cancel. The teacher's is what
-    is missing to 1, which rounding may leave a hair off: where nothing is outside for the student,
-    nothing is for the teacher.
+    The teacher's is what is missing to 1, which rounding may leave a hair off: where nothing is
+    outside for the student, nothing is for the teacher.
     """
-    outside = student_logp.scatter(-1, ids, -torch.inf)
-    empty = (outside == -torch.inf).all(dim=-1, keepdim=True)
-    # Filled first: the gradient of a logsumexp over nothing is nan.
-    student_tail = outside.masked_fill(empty, 0.0).logsumexp(dim=-1, keepdim=True)
+    student_tail = tail_logp(student_logp, ids)
     teacher_tail = (1 - kept_teacher.exp().sum(dim=-1, keepdim=True)).clamp(min=0).log()
-    return (
-        student_tail.masked_fill(empty, -torch.inf),
-        teacher_tail.masked_fill(empty, -torch.inf),
-    )
+    return student_tail, teacher_tail.masked_fill(student_tail == -torch.inf, -torch.inf)
 
 
 def sampled_cross_entropy(

@@ -31,7 +31,9 @@ from tutelage.objectives.divergences import (
     ToDi,
     TotalVariation,
 )
+from tutelage.objectives.entries import ClipSettings, TopSupport
 from tutelage.objectives.objective import Objective
+from tutelage.objectives.on_policy.sampled_token import SampledToken
 
 
 @final
@@ -73,6 +75,15 @@ class WeightedSum(Objective):
             for part in self.parts
         ]
         return torch.stack(values).sum(dim=0)
+
+    @override
+    def on_average(self) -> Objective:
+        """The same sum of what its parts are on average."""
+        parts = [
+            part.model_copy(update={"objective": part.objective.on_average()})
+            for part in self.parts
+        ]
+        return self.model_copy(update={"parts": tuple(parts)})
 
     @override
     def rows(
@@ -126,6 +137,7 @@ ObjectiveSettings = Annotated[
     | DirectLogit
     | ConcreteScore
     | CrossEntropy
+    | SampledToken
     | WeightedSum,
     Field(discriminator="kind"),
 ]
@@ -153,11 +165,13 @@ def from_settings(settings: Mapping[str, Any]) -> Objective:
 def _complaint(error: ValidationError) -> str:
     """The first mistake as one line: where, what was found, what is allowed, what to do."""
     mistake = error.errors()[0]
-    kinds = {c.model_fields["kind"].default: c for c in get_args(get_args(ObjectiveSettings)[0])}
+    objectives, clips = _kinds(ObjectiveSettings), _kinds(ClipSettings)
     # Pydantic's location names the chosen member of a union too; a user never wrote that.
     steps = [str(step) for step in mistake["loc"]]
-    where = ".".join(["objective", *(step for step in steps if step not in kinds)])
-    kind = next((step for step in reversed(steps) if step in kinds), "")
+    where = ".".join(["objective", *(s for s in steps if s not in objectives and s not in clips)])
+    holders = {**objectives, **clips, "support": TopSupport}
+    kind = next((step for step in reversed(steps[:-1]) if step in holders), "")
+    kinds = clips if steps and steps[-1] == "clip" else objectives
     context = mistake.get("ctx", {})
     match mistake["type"]:
         case "union_tag_not_found":
@@ -169,7 +183,7 @@ def _complaint(error: ValidationError) -> str:
                 f"{_did_you_mean(tag, kinds)}"
             )
         case "extra_forbidden" if kind:
-            names = list(kinds[kind].model_fields)
+            names = list(holders[kind].model_fields)
             return (
                 f"{where} is not a setting of {kind}, which has {', '.join(names)}."
                 f"{_did_you_mean(steps[-1], names)}"
@@ -181,6 +195,11 @@ def _complaint(error: ValidationError) -> str:
         case _:
             allowed = mistake["msg"].replace("Input should be", "it must be")
             return f"{where} is {mistake['input']!r}; {allowed}."
+
+
+def _kinds(union: Any) -> dict[str, type[Settings]]:  # noqa: ANN401 - an annotated union
+    """The members of a union of settings, by their kind."""
+    return {member.model_fields["kind"].default: member for member in get_args(get_args(union)[0])}
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:

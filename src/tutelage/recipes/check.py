@@ -240,6 +240,7 @@ def only_a_ramp(objective: Objective, *, at: float = 0.3) -> bool:
     if isinstance(objective, WeightedSum):
         asked = [part.objective for part in objective.parts if part.objective.needs_teacher]
         return all(only_a_ramp(one, at=at) for one in asked)
+    objective = objective.on_average()
     generator = torch.Generator().manual_seed(0)
     shape = (_NUM_TRIED, _NUM_ENTRIES)
     student, teacher = 2 * torch.randn(2, *shape, generator=generator, dtype=torch.float64)

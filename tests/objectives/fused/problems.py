@@ -37,6 +37,23 @@ KINDS: list[Mapping[str, Any]] = [
     {"kind": "concrete_score", "weights": ("teacher", "student")},
     {"kind": "concrete_score", "weights": ("uniform", "student"), "weight_temperature": 1.5},
     {"kind": "concrete_score", "mixture": 0.15},
+    {"kind": "forward_kl", "clip": {"kind": "pointwise", "threshold": 0.05}},
+    {"kind": "reverse_kl", "clip": {"kind": "pointwise", "threshold": 0.1}, "temperature": 1.3},
+    {
+        "kind": "jsd",
+        "teacher_share": 0.3,
+        "scaled": True,
+        "clip": {"kind": "pointwise", "threshold": 0.08},
+    },
+    {"kind": "reverse_kl", "clip": {"kind": "token_sum", "threshold": 2.0}},
+    {"kind": "forward_kl", "clip": {"kind": "token_weight", "threshold": 1.0}},
+    {"kind": "forward_kl", "support": {"num_entries": 9}},
+    {"kind": "jsd", "support": {"num_entries": 5, "chosen_by": "union"}, "temperature": 1.2},
+    # A support is a choice, and rounding to bfloat16 may turn it where two scores tie at its edge:
+    # so it does with 7 entries in these problems.
+    {"kind": "reverse_kl", "support": {"num_entries": 4, "rest": "renormalised"}},
+    {"kind": "sampled_token"},
+    {"kind": "sampled_token", "temperature": 0.8},
     {"kind": "cross_entropy"},
     {"kind": "cross_entropy", "labels": "teacher"},
     {
@@ -50,7 +67,11 @@ KINDS: list[Mapping[str, Any]] = [
 
 
 def name_of(settings: Mapping[str, Any]) -> str:
-    rest = "-".join(f"{k}={v}" for k, v in settings.items() if k not in ("kind", "parts"))
+    rest = "-".join(
+        f"{k}={'/'.join(str(part) for part in v.values()) if isinstance(v, dict) else v}"
+        for k, v in settings.items()
+        if k not in ("kind", "parts")
+    )
     return f"{settings['kind']}-{rest}" if rest else settings["kind"]
 
 

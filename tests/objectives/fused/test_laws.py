@@ -324,7 +324,8 @@ def test_equal_sides_have_no_loss_and_no_gradient(settings: Mapping[str, Any]) -
         pytest.skip("not a divergence")
     case = make_case(FEATURES["plain"])
     head = Head(weight=case.head.weight.detach().clone())
-    same = HiddenTarget(hidden=case.hidden.detach().clone(), head=head)
+    labels = torch.arange(13)
+    same = HiddenTarget(hidden=case.hidden.detach().clone(), head=head, labels=labels)
     values, gradients = fused(replace(case, target=same), objective_of(settings))
     torch.testing.assert_close(values, torch.zeros(13), rtol=0, atol=1e-6)
     for gradient in gradients:

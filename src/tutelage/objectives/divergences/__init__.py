@@ -9,6 +9,7 @@ from tutelage.objectives.divergences.contrastive import (
     sequence_gap,
     student_text_weight,
 )
+from tutelage.objectives.divergences.entrywise import Entrywise
 from tutelage.objectives.divergences.kl import (
     ForwardKL,
     Jeffreys,
@@ -35,6 +36,7 @@ __all__ = [
     "AMiD",
     "AdaptiveKL",
     "AlphaBeta",
+    "Entrywise",
     "ForwardKL",
     "Jeffreys",
     "ReverseKL",

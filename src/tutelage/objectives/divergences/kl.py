@@ -12,8 +12,23 @@ from torch import Tensor
 from typing_extensions import override
 
 from tutelage.objectives import row_kernels
+from tutelage.objectives.divergences.entrywise import Entrywise
 from tutelage.objectives.objective import Divergence
-from tutelage.objectives.softmax import expected
+from tutelage.objectives.softmax import expected, expected_terms
+
+
+def forward_kl_terms(
+    student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
+) -> Float[Tensor, "*at V"]:
+    """What each entry contributes to `forward_kl`: teacher(v) * (log teacher - log student)."""
+    return expected_terms(teacher_logp.exp(), teacher_logp - student_logp)
+
+
+def reverse_kl_terms(
+    student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
+) -> Float[Tensor, "*at V"]:
+    """What each entry contributes to `reverse_kl`: student(v) * (log student - log teacher)."""
+    return expected_terms(student_logp.exp(), student_logp - teacher_logp)
 
 
 def forward_kl(
@@ -76,41 +91,75 @@ def jeffreys(
 
 
 @final
-class ForwardKL(Divergence):
+class ForwardKL(Entrywise):
     """KL(teacher || student): cover all that the teacher might say."""
 
     kind: Literal["forward_kl"] = "forward_kl"
 
     @override
-    def divergence(
+    def terms(
+        self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
+    ) -> Float[Tensor, "*at V"]:
+        return forward_kl_terms(student_logp, teacher_logp)
+
+    @override
+    def whole(
         self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
     ) -> Float[Tensor, "*at"]:
         return forward_kl(student_logp, teacher_logp)
 
     @override
-    def divergence_rows(
+    def whole_rows(
         self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
     ) -> Float[Tensor, " R"]:
         return row_kernels.forward_kl_rows(student_scores, teacher_scores)
 
+    @override
+    def pointwise_rows(
+        self,
+        student_scores: Float[Tensor, "R V"],
+        teacher_scores: Float[Tensor, "R V"],
+        threshold: float,
+    ) -> Float[Tensor, " R"]:
+        return row_kernels.forward_kl_pointwise_rows(
+            student_scores, teacher_scores, threshold=threshold
+        )
+
 
 @final
-class ReverseKL(Divergence):
+class ReverseKL(Entrywise):
     """KL(student || teacher): avoid what the teacher would not say."""
 
     kind: Literal["reverse_kl"] = "reverse_kl"
 
     @override
-    def divergence(
+    def terms(
+        self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
+    ) -> Float[Tensor, "*at V"]:
+        return reverse_kl_terms(student_logp, teacher_logp)
+
+    @override
+    def whole(
         self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
     ) -> Float[Tensor, "*at"]:
         return reverse_kl(student_logp, teacher_logp)
 
     @override
-    def divergence_rows(
+    def whole_rows(
         self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
     ) -> Float[Tensor, " R"]:
         return row_kernels.reverse_kl_rows(student_scores, teacher_scores)
+
+    @override
+    def pointwise_rows(
+        self,
+        student_scores: Float[Tensor, "R V"],
+        teacher_scores: Float[Tensor, "R V"],
+        threshold: float,
+    ) -> Float[Tensor, " R"]:
+        return row_kernels.reverse_kl_pointwise_rows(
+            student_scores, teacher_scores, threshold=threshold
+        )
 
 
 @final

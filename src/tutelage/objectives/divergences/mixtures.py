@@ -13,9 +13,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from tutelage.objectives import row_kernels
-from tutelage.objectives.divergences.kl import forward_kl, reverse_kl
+from tutelage.objectives.divergences.entrywise import Entrywise
+from tutelage.objectives.divergences.kl import (
+    forward_kl,
+    forward_kl_terms,
+    reverse_kl,
+    reverse_kl_terms,
+)
 from tutelage.objectives.objective import Divergence
-from tutelage.objectives.softmax import expected
+from tutelage.objectives.softmax import expected, expected_terms
 
 Share = float | Float[Tensor, "*at"]
 """One share for all positions, or one for each."""
@@ -72,6 +78,19 @@ def jsd(
     return teacher_share * from_teacher + (1 - teacher_share) * from_student
 
 
+def jsd_terms(
+    student_logp: Float[Tensor, "*at V"],
+    teacher_logp: Float[Tensor, "*at V"],
+    *,
+    teacher_share: float,
+) -> Float[Tensor, "*at V"]:
+    """What each entry contributes to `jsd`; never negative, unlike the terms of a KL."""
+    mixture = mixture_logp(student_logp, teacher_logp, teacher_share=teacher_share)
+    from_teacher = expected_terms(teacher_logp.exp(), teacher_logp - mixture)
+    from_student = expected_terms(student_logp.exp(), student_logp - mixture)
+    return teacher_share * from_teacher + (1 - teacher_share) * from_student
+
+
 def skew_forward_kl(
     student_logp: Float[Tensor, "*at V"],
     teacher_logp: Float[Tensor, "*at V"],
@@ -120,7 +139,7 @@ def skew_reverse_kl(
 
 
 @final
-class JSD(Divergence):
+class JSD(Entrywise):
     """Generalised Jensen-Shannon divergence: bounded, between the two directions of KL.
 
     Unscaled it fades to 0 at both ends of `teacher_share`, where TRL and Liger jump to unscaled
@@ -151,29 +170,59 @@ class JSD(Divergence):
             )
         return self
 
+    @property
+    def _scale(self) -> float:
+        inside = 0 < self.teacher_share < 1
+        return (
+            1 / (self.teacher_share * (1 - self.teacher_share)) if self.scaled and inside else 1.0
+        )
+
     @override
-    def divergence(
+    def terms(
+        self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
+    ) -> Float[Tensor, "*at V"]:
+        if self.teacher_share == 0:
+            return forward_kl_terms(student_logp, teacher_logp)
+        if self.teacher_share == 1:
+            return reverse_kl_terms(student_logp, teacher_logp)
+        return self._scale * jsd_terms(student_logp, teacher_logp, teacher_share=self.teacher_share)
+
+    @override
+    def whole(
         self, student_logp: Float[Tensor, "*at V"], teacher_logp: Float[Tensor, "*at V"]
     ) -> Float[Tensor, "*at"]:
         if self.teacher_share == 0:
             return forward_kl(student_logp, teacher_logp)
         if self.teacher_share == 1:
             return reverse_kl(student_logp, teacher_logp)
-        values = jsd(student_logp, teacher_logp, teacher_share=self.teacher_share)
-        scale = self.teacher_share * (1 - self.teacher_share)
-        return values / scale if self.scaled else values
+        return self._scale * jsd(student_logp, teacher_logp, teacher_share=self.teacher_share)
 
     @override
-    def divergence_rows(
+    def whole_rows(
         self, student_scores: Float[Tensor, "R V"], teacher_scores: Float[Tensor, "R V"]
     ) -> Float[Tensor, " R"]:
         if self.teacher_share == 0:
             return row_kernels.forward_kl_rows(student_scores, teacher_scores)
         if self.teacher_share == 1:
             return row_kernels.reverse_kl_rows(student_scores, teacher_scores)
-        scale = 1 / (self.teacher_share * (1 - self.teacher_share)) if self.scaled else 1.0
         return row_kernels.jsd_rows(
-            student_scores, teacher_scores, teacher_share=self.teacher_share, scale=scale
+            student_scores, teacher_scores, teacher_share=self.teacher_share, scale=self._scale
+        )
+
+    @override
+    def pointwise_rows(
+        self,
+        student_scores: Float[Tensor, "R V"],
+        teacher_scores: Float[Tensor, "R V"],
+        threshold: float,
+    ) -> Float[Tensor, " R"]:
+        sides = student_scores, teacher_scores
+        if self.teacher_share == 0:
+            return row_kernels.forward_kl_pointwise_rows(*sides, threshold=threshold)
+        if self.teacher_share == 1:
+            return row_kernels.reverse_kl_pointwise_rows(*sides, threshold=threshold)
+        return row_kernels.jsd_pointwise_rows(
+            *sides, teacher_share=self.teacher_share, threshold=threshold, scale=self._scale
         )
 
 

@@ -1,12 +1,20 @@
 """Values and in-place gradients of a few cached rows: the arithmetic inside the fused loss."""
 
 from tutelage.objectives.row_kernels.amid import amid_alpha_beta_rows, amid_kl_rows
+from tutelage.objectives.row_kernels.clipped import (
+    forward_kl_pointwise_rows,
+    jsd_pointwise_rows,
+    reverse_kl_pointwise_rows,
+    slowed_above,
+    stopped_above,
+)
 from tutelage.objectives.row_kernels.compared import all_finite, forget_scratch, scratch_like
 from tutelage.objectives.row_kernels.concrete_score import (
     concrete_score_rows,
     mixture_concrete_score_rows,
 )
 from tutelage.objectives.row_kernels.cross_entropy import (
+    sampled_token_rows,
     teacher_cross_entropy_rows,
     token_cross_entropy_rows,
 )
@@ -26,8 +34,10 @@ from tutelage.objectives.row_kernels.mixtures import (
 )
 from tutelage.objectives.row_kernels.moves import budget_rows, mix_rows
 from tutelage.objectives.row_kernels.powers import alpha_beta_rows
+from tutelage.objectives.row_kernels.support import Kept, restricted_rows
 
 __all__ = [
+    "Kept",
     "adaptive_kl_rows",
     "all_finite",
     "alpha_beta_rows",
@@ -37,14 +47,21 @@ __all__ = [
     "concrete_score_rows",
     "direct_logit_rows",
     "forget_scratch",
+    "forward_kl_pointwise_rows",
     "forward_kl_rows",
+    "jsd_pointwise_rows",
     "jsd_rows",
     "mix_rows",
     "mixture_concrete_score_rows",
+    "restricted_rows",
+    "reverse_kl_pointwise_rows",
     "reverse_kl_rows",
+    "sampled_token_rows",
     "scratch_like",
     "skew_forward_kl_rows",
     "skew_reverse_kl_rows",
+    "slowed_above",
+    "stopped_above",
     "symmetric_kl_rows",
     "teacher_cross_entropy_rows",
     "todi_rows",

@@ -23,10 +23,11 @@ def scratch_like(rows: Float[Tensor, "*at V"], name: str) -> Float[Tensor, "*at 
     """
     if rows.device.type != "cpu":
         return torch.empty_like(rows)
-    kept: Tensor | None = getattr(_KEPT, name, None)
-    if kept is None or kept.dtype != rows.dtype or kept.numel() < rows.numel():
+    key = f"{name} {rows.dtype}"
+    kept: Tensor | None = getattr(_KEPT, key, None)
+    if kept is None or kept.numel() < rows.numel():
         kept = torch.empty(rows.numel(), dtype=rows.dtype)
-        setattr(_KEPT, name, kept)
+        setattr(_KEPT, key, kept)
     return kept[: rows.numel()].view(rows.shape)
 
 

@@ -1,4 +1,4 @@
-"""Row kernels of cross-entropy, with token ids or with the teacher's distribution."""
+"""Row kernels of cross-entropy, with ids or the teacher's distribution, and of sampled ids."""
 
 import torch
 from jaxtyping import Float, Int
@@ -30,3 +30,22 @@ def teacher_cross_entropy_rows(
     softmax_into(q, student)
     torch.sub(q, teacher, out=student)
     return values
+
+
+def sampled_token_rows(
+    student: Float[Tensor, "R V"], teacher: Float[Tensor, "R V"], labels: Int[Tensor, " R"]
+) -> Float[Tensor, " R"]:
+    """Value log q - log p at the label; gradient value * (1 at the label - q)."""
+    ids = labels.long()[:, None]
+    values = _logp_at(student, ids) - _logp_at(teacher, ids)
+    student.neg_().scatter_add_(1, ids, student.new_ones(()).expand(ids.shape))
+    values = values.to(student.dtype)
+    student.mul_(values[:, None])
+    return values
+
+
+def _logp_at(scores: Float[Tensor, "R V"], ids: Int[Tensor, "R 1"]) -> Float[Tensor, " R"]:
+    """The log-probability of each row's id, in fp64; the scores become probabilities."""
+    at, top = scores.gather(1, ids)[:, 0].double(), scores.amax(dim=-1).double()
+    softmax_into(scores, scores)
+    return at - (top - scores.amax(dim=-1).double().log())

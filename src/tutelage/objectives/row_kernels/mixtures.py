@@ -38,6 +38,16 @@ def _logistic(c: Compared, *, sign: float, logit: float) -> Float[Tensor, "R V"]
     return part.sigmoid_()
 
 
+def logs_to_mixture(
+    c: Compared, *, teacher_share: float
+) -> tuple[Float[Tensor, "R V"], Float[Tensor, "R V"], float]:
+    """log(q / m) and log(p / m), both less a constant that comes last; the gap is overwritten."""
+    c.gap.clamp_(-_WIDEST_GAP, _WIDEST_GAP)
+    part = _logistic(c, sign=1.0, logit=math.log1p(-teacher_share) - math.log(teacher_share))
+    left = _log_of_part(part, part, 1 - teacher_share)
+    return part, torch.sub(part, c.gap, out=c.gap), left
+
+
 def jsd_rows(
     student: Float[Tensor, "R V"],
     teacher: Float[Tensor, "R V"],
@@ -48,13 +58,9 @@ def jsd_rows(
     """Slope (1 - b) * log(q / m), b the teacher's share; everything times `scale`."""
     b = teacher_share
     c = compare(student, teacher)
-    c.gap.clamp_(-_WIDEST_GAP, _WIDEST_GAP)
-    part = _logistic(c, sign=1.0, logit=math.log1p(-b) - math.log(b))
-    left = _log_of_part(part, part, 1 - b)
-    # log(q / m) is now `part` + left, and log(p / m) is that less the gap.
-    torch.sub(part, c.gap, out=c.gap)
-    values = (1 - b) * dot(c.q, part) + b * dot(c.p, c.gap) + left
-    through_softmax(c.q, part, c.q)
+    student_part, teacher_part, left = logs_to_mixture(c, teacher_share=b)
+    values = (1 - b) * dot(c.q, student_part) + b * dot(c.p, teacher_part) + left
+    through_softmax(c.q, student_part, c.q)
     c.q.mul_((1 - b) * scale)
     return values * scale
 

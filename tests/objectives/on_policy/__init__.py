@@ -1,0 +1,1 @@
+"""Tests of what the student's own tokens ask for."""
