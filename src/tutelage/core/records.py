@@ -1,4 +1,4 @@
-"""The records that travel through a step: Prompt, Rollout, View, TokenBatch.
+"""The records that travel through a step: Prompt, Rollout, Verdict, View, TokenBatch.
 
 The alignment rule lives in `View.predicts`: for each trained completion token, the index of the
 position whose output predicts it. Only `text/collate.py` computes it; nobody else shifts.
@@ -40,6 +40,18 @@ class Rollout:
     source: Source = "dataset"
     truncated: bool = False
     """The completion was cut at the length limit, so it carries no end-of-sequence token."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a verifier says of one rollout."""
+
+    reward: float
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the reward was made of, by name, for the log: rewards of a sum, tests that passed."""
+    note: str = ""
+    """Why, in a few words for a person; may quote the completion."""
 
 
 @final
