@@ -135,5 +135,5 @@ def test_what_cannot_be_compared_is_refused() -> None:
         group_advantages(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([2, 5, 2]))
     with pytest.raises(NumericsError, match="rewards has nan"):
         group_advantages(torch.tensor([1.0, math.nan]), torch.tensor([0, 0]))
-    with pytest.raises(ConfigError, match="eps is -1.0"):
+    with pytest.raises(ConfigError, match=r"eps is -1\.0"):
         group_advantages(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), eps=-1.0)

@@ -10,8 +10,13 @@ import pytest
 from tests.rewards.rollouts import judged, rewards_of
 from tutelage.core.errors import ConfigError, DataError
 from tutelage.rewards import CodeTestsSettings
-from tutelage.rewards.code_tests import chosen_isolation
-from tutelage.rewards.sandbox import Isolation, Limits, best_isolation, run_program
+from tutelage.rewards.sandbox import (
+    Isolation,
+    Limits,
+    best_isolation,
+    chosen_isolation,
+    run_program,
+)
 
 ADD = {"tests": ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"]}
 DOUBLE = {"tests": [{"input": "3\n", "output": "6\n"}, {"input": "5\n", "output": "10\n"}]}

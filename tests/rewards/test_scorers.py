@@ -131,6 +131,7 @@ def test_an_answer_that_is_python_runs_where_it_can_do_no_harm(
     verdicts = verdicts_of(gym, SPIRAL, *texts)
     assert [verdict.reward for verdict in verdicts][-1] == 1
     assert all(verdict.reward < 1 for verdict in verdicts[:-1])
+    assert verdicts[0].parts["isolated"] == float(best_isolation().namespaces)
     if best_isolation().namespaces:
         assert not planted.exists()
 

@@ -11,11 +11,11 @@ from typing import Any, Literal, cast, final
 from pydantic import Field, PositiveInt
 from typing_extensions import override
 
-from tutelage.core.errors import ConfigError, DataError
+from tutelage.core.errors import DataError
 from tutelage.core.records import Rollout, Verdict
 from tutelage.core.settings import Settings
 from tutelage.rewards import sandbox
-from tutelage.rewards.sandbox import Isolation, Limits, best_isolation, run_program
+from tutelage.rewards.sandbox import IsolationChoice, Limits, chosen_isolation, run_program
 from tutelage.rewards.verifier import Verifier, column_of, name_of, paired
 
 _DRIVER = Path(sandbox.__file__).with_name("assert_driver.py")
@@ -43,7 +43,7 @@ class CodeTestsSettings(Settings):
     """1 for a program that passes all tests and 0 for any other; or the share it passes."""
     limits: Limits = Field(default_factory=Limits)
     """For each run of a program."""
-    isolation: Literal["best", "namespaces", "limits"] = "best"
+    isolation: IsolationChoice = "best"
     """`best` takes namespaces where the machine grants them, and the verdicts' `isolated` says
     whether it did; `namespaces` refuses to run without; `limits` never asks for them: a program
     then has the network, reads what this user reads, and may overwrite it."""
@@ -66,9 +66,9 @@ class CodeTests(Verifier):
     @override
     def judge(self, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[Verdict]:
         # All rows are read before any program runs: a bad row costs no time.
-        work = [(self._tests(rollout), text) for rollout, text in paired(rollouts, texts)]
+        tests = [self._tests(rollout) for rollout, _ in paired(rollouts, texts)]
         with ThreadPoolExecutor(self._settings.parallel) as pool:
-            return list(pool.map(lambda pair: self._judge_one(*pair), work))
+            return list(pool.map(self._judge_one, tests, texts))
 
     def _judge_one(self, tests: Sequence[Any], text: str) -> Verdict:
         source = program_in(text) if self._settings.extract == "last_fence" else text
@@ -124,7 +124,7 @@ class CodeTests(Verifier):
         found = column_of(rollout, column, setting="rewards.column")
         if self._settings.style == "asserts":
             tests = [found] if isinstance(found, str) else found
-            fits, form = lambda test: isinstance(test, str), "a text of Python or a list of them"
+            fits, form = _is_text, "a text of Python or a list of them"
         else:
             tests, fits, form = found, _is_case, "a list of {input: text, output: text}"
         if not isinstance(tests, list | tuple) or not all(fits(test) for test in tests):
@@ -135,24 +135,14 @@ class CodeTests(Verifier):
         return list(cast("Sequence[Any]", tests))
 
 
-def chosen_isolation(choice: Literal["best", "namespaces", "limits"]) -> Isolation:
-    """What this machine grants of what was chosen."""
-    if choice == "limits":
-        return Isolation(namespaces=False, other_user=False)
-    found = best_isolation()
-    if choice == "namespaces" and not found.namespaces:
-        raise ConfigError(
-            "rewards.isolation is namespaces; it must be best or limits on this machine, which "
-            "refuses them. Allow user namespaces and install unshare (util-linux), or choose "
-            "best where programs may reach the network and the files of this user."
-        )
-    return found
-
-
 def program_in(text: str) -> str | None:
     """The last fenced block of a completion."""
     blocks = _FENCE.findall(text)
     return blocks[-1] if blocks else None
+
+
+def _is_text(test: object) -> bool:
+    return isinstance(test, str)
 
 
 def _is_case(case: object) -> bool:

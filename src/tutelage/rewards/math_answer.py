@@ -10,7 +10,7 @@ from tutelage.core.errors import DataError
 from tutelage.core.records import Rollout, Verdict
 from tutelage.core.settings import Settings
 from tutelage.rewards.extraction import Boxed
-from tutelage.rewards.sandbox import Scorer, best_isolation
+from tutelage.rewards.sandbox import IsolationChoice, Scorer, chosen_isolation
 from tutelage.rewards.verifier import Verifier, column_of, name_of, paired
 
 
@@ -26,6 +26,8 @@ class MathAnswerSettings(Settings):
     for boxes, formulas and numbers in all of the completion."""
     cpu_seconds: PositiveInt = 5
     """For reading and comparing one answer; one that takes longer is wrong."""
+    isolation: IsolationChoice = "best"
+    """How far the process is cut off that does so: as for `code_tests`."""
 
 
 @final
@@ -38,7 +40,8 @@ class MathAnswer(Verifier):
     def __init__(self, settings: MathAnswerSettings) -> None:
         self._settings = settings
         self._box = Boxed()
-        self._scorer = Scorer("math_verify", best_isolation(), cpu_seconds=settings.cpu_seconds)
+        self.isolation = chosen_isolation(settings.isolation)
+        self._scorer = Scorer("math_verify", self.isolation, cpu_seconds=settings.cpu_seconds)
 
     @override
     def judge(self, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[Verdict]:

@@ -11,7 +11,7 @@ from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.records import Rollout, Verdict
 from tutelage.core.settings import Settings
 from tutelage.rewards.extraction import ExtractionSettings, Tag
-from tutelage.rewards.sandbox import Scorer, best_isolation
+from tutelage.rewards.sandbox import IsolationChoice, Scorer, chosen_isolation
 from tutelage.rewards.verifier import Verifier, column_of, name_of, paired
 
 
@@ -30,6 +30,9 @@ class ReasoningGymSettings(Settings):
     """Where the completion holds its answer."""
     cpu_seconds: PositiveInt = 5
     """For scoring one answer; one that takes longer gets 0."""
+    isolation: IsolationChoice = "best"
+    """How far the process is cut off that does so, as for `code_tests`: an answer can be a Python
+    expression that a scorer evaluates. The verdicts' `isolated` says whether namespaces are on."""
 
 
 @final
@@ -41,7 +44,8 @@ class ReasoningGym(Verifier):
 
     def __init__(self, settings: ReasoningGymSettings) -> None:
         self._settings = settings
-        self._scorer = Scorer("reasoning_gym", best_isolation(), cpu_seconds=settings.cpu_seconds)
+        self.isolation = chosen_isolation(settings.isolation)
+        self._scorer = Scorer("reasoning_gym", self.isolation, cpu_seconds=settings.cpu_seconds)
 
     @override
     def judge(self, rollouts: Sequence[Rollout], texts: Sequence[str]) -> list[Verdict]:
@@ -52,16 +56,21 @@ class ReasoningGym(Verifier):
         answer = self._settings.extract.answer_in(text)
         if answer is None:
             kind = self._settings.extract.kind
-            return Verdict(reward=0.0, parts={"found": 0.0}, note=f"no answer found by {kind}")
+            return Verdict(
+                reward=0.0, parts=self._parts(found=0.0), note=f"no answer found by {kind}"
+            )
         (said,) = self._scorer.ask([{**question, "answer": answer}])
         if "trouble" in said:
             note = f"not judged: {said['trouble']}"
-            return Verdict(reward=0.0, parts={"found": 1.0, "trouble": 1.0}, note=note)
+            return Verdict(reward=0.0, parts={**self._parts(found=1.0), "trouble": 1.0}, note=note)
         if "tasks" in said["value"]:
             self._refuse_task(rollout, question["dataset"])
         score = float(said["value"]["score"])
         note = "right" if score == 1 else f"answered {answer[:80]!r}"
-        return Verdict(reward=score, parts={"found": 1.0}, note=note)
+        return Verdict(reward=score, parts=self._parts(found=1.0), note=note)
+
+    def _parts(self, *, found: float) -> dict[str, float]:
+        return {"found": found, "isolated": float(self.isolation.namespaces)}
 
     def _question(self, rollout: Rollout) -> dict[str, Any]:
         settings = self._settings

@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Annotated, Any, final
+from typing import IO, Annotated, Any, Literal, TypeAlias, final
 
 from annotated_types import Gt
 from pydantic import PositiveInt
 
+from tutelage.core.errors import ConfigError
 from tutelage.core.settings import Settings
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
@@ -25,6 +26,11 @@ _NAMESPACES = ("--net", "--pid", "--ipc", "--uts", "--mount", "--fork", "--kill-
 _FIRST_USER, _NUM_USERS = 60600, 500
 """User ids that systemd leaves unassigned; a running program has one to itself."""
 _slots = itertools.count()
+
+
+IsolationChoice: TypeAlias = Literal["best", "namespaces", "limits"]
+"""`best` takes namespaces where the machine grants them; `namespaces` refuses to run without;
+`limits` never asks for them."""
 
 
 @final
@@ -94,7 +100,7 @@ def open_cell(
     *,
     streams: Sequence[IO[bytes] | int],
     libraries: bool = False,
-) -> Iterator[Cell]:
+) -> Generator[Cell]:
     """Start a Python program in a cell, and end it when the block is left.
 
     Args:
@@ -146,6 +152,24 @@ def best_isolation() -> Isolation:
             if works(isolation):
                 return isolation
     return Isolation(namespaces=False, other_user=False)
+
+
+def chosen_isolation(choice: IsolationChoice) -> Isolation:
+    """What this machine grants of what was chosen.
+
+    Raises:
+        ConfigError: namespaces are asked for, and this machine refuses them.
+    """
+    if choice == "limits":
+        return Isolation(namespaces=False, other_user=False)
+    found = best_isolation()
+    if choice == "namespaces" and not found.namespaces:
+        raise ConfigError(
+            "rewards.isolation is namespaces; it must be best or limits on this machine, which "
+            "refuses them. Allow user namespaces and install unshare (util-linux), or choose "
+            "best where what a student writes may reach the network and the files of this user."
+        )
+    return found
 
 
 def works(isolation: Isolation) -> bool:

@@ -20,7 +20,7 @@ _PACKAGES: Mapping[Library, str] = {
     "math_verify": "math-verify",
     "reasoning_gym": "reasoning-gym",
 }
-_START_SECONDS = 300.0
+_START_SECONDS = 600.0
 """How long the library may take to be imported, on a busy machine."""
 _GRACE_SECONDS = 30.0
 
@@ -55,7 +55,7 @@ class Scorer:
                 f"The package {_PACKAGES[library]} is missing; it must be installed for this "
                 "kind of reward. Run pip install 'tutelage[rewards]'."
             )
-        self._library = library
+        self._library: Library = library
         self._isolation = isolation
         self._times = {"cpu_seconds": cpu_seconds, "wall_seconds": 10 * cpu_seconds}
         # The library reads files and reckons; the limits on time are those of each answer.
@@ -77,7 +77,12 @@ class Scorer:
     def _ask_one(self, question: Mapping[str, Any]) -> dict[str, Any]:
         if self._cell is None:
             self._start()
-        answer = self._exchange({**question, **self._times}, 10.0 * self._times["cpu_seconds"])
+        try:
+            answer = self._exchange({**question, **self._times}, self._times["wall_seconds"])
+        except BaseException:
+            # Interrupted between question and answer: the next one must not read this one's.
+            self._stop()
+            raise
         if answer is None:
             self._stop()
             return {"trouble": "it ended the process that judged it"}
@@ -96,7 +101,7 @@ class Scorer:
         )
         ready = self._exchange({"scorer": self._library}, _START_SECONDS)
         if ready is None or "value" not in ready:
-            trouble = (ready or self._cell.outcome()).get("trouble", "its process ended")
+            trouble = (ready or {}).get("trouble", "its process ended")
             self._stop()
             raise MissingDependencyError(
                 f"The package {_PACKAGES[self._library]} cannot be imported ({trouble}); it must "
@@ -109,14 +114,15 @@ class Scorer:
 
     def _exchange(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any] | None:
         """One line there and one line back; None if the other side is gone."""
-        if self._cell is None or self._cell.process.stdin is None:
+        process = self._cell.process if self._cell else None
+        if process is None or process.stdin is None or process.stdout is None:
             return None
-        to, back = self._cell.process.stdin, self._cell.process.stdout
+        to, back = process.stdin, process.stdout
         try:
             to.write(json.dumps(question).encode() + b"\n")
             to.flush()
         except BrokenPipeError:
             return None
         ready, _, _ = select.select([back], [], [], seconds + _GRACE_SECONDS)
-        line = back.readline() if ready and back is not None else b""
+        line = back.readline() if ready else b""
         return json.loads(line) if line.endswith(b"\n") else None

@@ -35,7 +35,7 @@ class MathVerify:
     def prepare(self, _question: dict) -> None:
         """Nothing: every question is complete."""
 
-    def score(self, question: dict, _prepared: None) -> dict:
+    def score(self, question: dict, _prepared: object) -> dict:
         """Whether the row's answer and the completion's could be read, and whether they agree."""
         gold, answer = self.read(question["gold"]), self.read(question["answer"])
         right = bool(self.library.verify(gold, answer, timeout_seconds=None))
