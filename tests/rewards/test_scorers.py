@@ -121,7 +121,6 @@ def test_an_answer_that_is_python_runs_where_it_can_do_no_harm(
     planted = tmp_path_factory.mktemp("outside") / "planted"
     texts = [
         f"[open({str(planted)!r}, 'w')]",
-        "[__import__('time').sleep(99)]",
         "[9**9**9]",
         "['x' * 2**33]",
         "[__import__('os').kill(__import__('os').getppid(), 9)]",
@@ -134,6 +133,13 @@ def test_an_answer_that_is_python_runs_where_it_can_do_no_harm(
     assert verdicts[0].parts["isolated"] == float(best_isolation().namespaces)
     if best_isolation().namespaces:
         assert not planted.exists()
+
+
+def test_an_answer_that_waits_for_ever_is_stopped_by_the_clock() -> None:
+    settings = ReasoningGymSettings(extract=Whole(), cpu_seconds=1)
+    sleeper, right = judged(settings, SPIRAL, "[__import__('time').sleep(99)]", "1 2")
+    assert (sleeper.reward, right.reward) == (0, 1)
+    assert sleeper.note == "not judged: out of time"
 
 
 def test_the_task_can_be_named_in_the_settings() -> None:

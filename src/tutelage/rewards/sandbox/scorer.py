@@ -57,7 +57,7 @@ class Scorer:
             )
         self._library: Library = library
         self._isolation = isolation
-        self._times = {"cpu_seconds": cpu_seconds, "wall_seconds": 10 * cpu_seconds}
+        self._times = {"cpu_seconds": cpu_seconds, "wall_seconds": 10.0 * cpu_seconds}
         # The library reads files and reckons; the limits on time are those of each answer.
         self._limits = Limits(
             cpu_seconds=None, wall_seconds=None, memory_megabytes=memory_megabytes
