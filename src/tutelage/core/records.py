@@ -1,4 +1,4 @@
-"""The records that travel through a step: Prompt, Rollout, View, TokenBatch.
+"""The records that travel through a step: Prompt, Rollout, Verdict, View, TokenBatch.
 
 The alignment rule lives in `View.predicts`: for each trained completion token, the index of the
 position whose output predicts it. Only `text/collate.py` computes it; nobody else shifts.
@@ -48,6 +48,18 @@ class Rollout:
     def is_empty(self) -> bool:
         """Nothing is said: the completion ends where it begins."""
         return len(self.completion_ids) <= 1 and not self.truncated
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a verifier says of one rollout."""
+
+    reward: float
+    parts: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the reward was made of, by name, for the log: rewards of a sum, tests that passed."""
+    note: str = ""
+    """Why, in a few words for a person; may quote the completion."""
 
 
 @final
