@@ -65,7 +65,8 @@ def test_hooks_hear_of_everything_in_order(tmp_path: Path) -> None:
         hooks=[lambda event: heard.append(type(event).__name__)],
     ).train()
     assert heard == [
-        "Started", "Evaluated", "StepDone", "StepDone", "Evaluated", "Saved", "StepDone",
+        "Started", "Evaluated", "Collected", "StepDone", "Collected", "StepDone",
+        "Evaluated", "Saved", "Collected", "StepDone",
         "Evaluated", "Saved", "Ended",
     ]  # fmt: skip
 

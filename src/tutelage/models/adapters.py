@@ -16,7 +16,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,7 @@ def add_lora(
     transposed = any(isinstance(module, Conv1D) for module in lm.model.modules())
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=cast(int, alpha),  # its annotation is narrower than its arithmetic
         lora_dropout=dropout,
         target_modules=_ALL if targets is None else list(targets),
         fan_in_fan_out=transposed,
@@ -114,7 +114,8 @@ def lora_off(lm: CausalLM) -> Generator[None]:
         raise ModelError(message)
     were_off = [layer.disable_adapters for layer in layers]
     # Switching an adapter also switches its gradients, which is not ours to decide.
-    trained = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
+    modules = [cast(nn.Module, layer) for layer in layers]
+    trained = [(p, p.requires_grad) for module in modules for p in module.parameters()]
     try:
         for layer in layers:
             layer.enable_adapters(enabled=False)
@@ -150,7 +151,7 @@ def plain_copy(lm: CausalLM) -> CausalLM:
     """
     memo: dict[int, Any] = {id(p): p for p in lm.model.parameters() if not p.requires_grad}
     for layer in _layers(lm).values():
-        inner = layer.get_base_layer()
+        inner = _base(layer)
         plain = deepcopy(inner, {id(p): p for p in inner.parameters()})
         merged = _product(layer).to(inner.weight.dtype)
         plain.weight = nn.Parameter(merged, requires_grad=False)
@@ -194,9 +195,13 @@ def _layers(lm: CausalLM) -> dict[str, LoraLayer]:
     return {n: module for n, module in lm.model.named_modules() if isinstance(module, LoraLayer)}
 
 
+def _base(layer: LoraLayer) -> nn.Linear | Conv1D:
+    return cast("nn.Linear | Conv1D", layer.get_base_layer())
+
+
 def _product(layer: LoraLayer) -> Tensor:
     assert isinstance(layer, Linear)  # noqa: S101  add_lora refuses all others
-    weight = layer.get_base_layer().weight
+    weight = _base(layer).weight
     wide = torch.promote_types(weight.dtype, torch.float32)
     return weight.to(wide) + layer.get_delta_weight(_ADAPTER).to(wide)
 
@@ -215,7 +220,7 @@ def _check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
             raise ConfigError(message)
 
 
-def _linear(model: PreTrainedModel) -> dict[str, nn.Module]:
+def _linear(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
     """What an adapter can stand beside: every linear layer but the head, by name."""
     return {
         name: module

@@ -20,8 +20,7 @@ def forward_kl_pointwise_rows(
     c.gap.mul_(c.p).neg_()
     below, values = _clip(c.gap, threshold)
     slope = torch.sub(c.q, c.p.mul_(below), out=c.gap)
-    centre_by(slope, c.q)
-    c.q.copy_(slope)
+    centre_by(slope, c.q, c.q)
     return values
 
 
@@ -37,8 +36,7 @@ def reverse_kl_pointwise_rows(
     term = c.p.copy_(slope)
     below, values = _clip(term, threshold)
     slope.mul_(below).addcmul_(c.q, below.sub_(1))
-    centre_by(slope, c.q)
-    c.q.copy_(slope)
+    centre_by(slope, c.q, c.q)
     return values
 
 
@@ -61,8 +59,7 @@ def jsd_pointwise_rows(
     term = c.p.mul_(teacher_part.add_(left)).mul_(b * scale).add_(slope)
     below, values = _clip(term, threshold)
     slope.mul_(below)
-    centre_by(slope, c.q)
-    c.q.copy_(slope)
+    centre_by(slope, c.q, c.q)
     return values
 
 

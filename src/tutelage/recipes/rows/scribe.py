@@ -43,8 +43,9 @@ class RolloutScribe:
 
     def _add(self, step: int, written: Sequence[Rollout]) -> None:
         chosen = [row for at, row in enumerate(written) if at < _PER_STEP or row.is_empty]
-        for row in chosen if self._log is not None else ():
-            self._log.add(step, self._line(row))
+        if self._log is not None:
+            for row in chosen:
+                self._log.add(step, self._line(row))
 
     def _line(self, row: Rollout) -> dict[str, Any]:
         logp = row.sampled_logp or ()

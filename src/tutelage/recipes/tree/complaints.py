@@ -43,6 +43,7 @@ _ALLOWED_BY_START = {
     "none": "null",
 }
 _LONGEST_VALUE = 60
+_NUM_GUESSES = 2
 
 
 def as_config_error(error: ValidationError, root: type[BaseModel], raw: Tree) -> ConfigError:
@@ -90,7 +91,9 @@ def unknown_setting(root: type[BaseModel], raw: Tree, path: Path) -> str:
         return f"{dotted} is not a setting of {holder}. Did you mean {near[0]}?"
     elsewhere = [found for found in every_path(root) if found.rsplit(".", 1)[-1] == name]
     if elsewhere:
-        return f"{dotted} is not a setting of {holder}. Did you mean {elsewhere[0]}?"
+        # Nearest first; one name may be found in several places.
+        likely = " or ".join(list(dict.fromkeys(elsewhere))[:_NUM_GUESSES])
+        return f"{dotted} is not a setting of {holder}. Did you mean {likely}?"
     listed = ", ".join(names) if names else "none"
     return f"{dotted} is not a setting of {holder}. Its settings are: {listed}."
 
