@@ -150,7 +150,12 @@ SAMPLED: list[Case] = [
     {"kind": "sampled_token", "temperature": 1.6},
 ]
 
-EVERY = [*ZERO_AT_EQUALITY, *CROSS_ENTROPIES, *SAMPLED]
+POLICIES: list[Case] = [
+    {"kind": "policy_gradient"},
+    {"kind": "policy_gradient", "temperature": 1.6},
+]
+
+EVERY = [*ZERO_AT_EQUALITY, *CROSS_ENTROPIES, *SAMPLED, *POLICIES]
 
 
 def name_of(case: Case) -> str:

@@ -259,10 +259,11 @@ def value(
             return concrete_score(student, teacher, settings)
         case "cross_entropy":
             return cross_entropy(student, teacher, settings, label)
-        case "sampled_token":
+        case "sampled_token" | "policy_gradient" as kind:
             assert label is not None
             t = settings.get("temperature", 1.0)
-            return sampled_token(log_softmax(student, t), log_softmax(teacher, t), label)
+            q, p = log_softmax(student, t), log_softmax(teacher, t)
+            return -q[label] if kind == "policy_gradient" else sampled_token(q, p, label)
         case "weighted_sum":
             return sum(
                 part["weight"] * value(part["objective"], student, teacher, label)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from tests.cli.conftest import FAST
 from tests.tiny_models import byte_tokenizer, tiny_llama
@@ -17,9 +17,13 @@ from tutelage.recipes.config import Recipe, load
 from tutelage.recipes.doctor import examine
 from tutelage.recipes.outline import outline_of
 from tutelage.recipes.pair import student_tokenizer
-from tutelage.recipes.rows import prepare_rows
+from tutelage.recipes.rows import Rows, prepare_rows, with_views
 from tutelage.recipes.run import evaluate_folder, run_recipe
 from tutelage.training.state_tree import load_tree
+
+
+def prepared(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    return with_views(prepare_rows(recipe, tokenizer), recipe, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +183,13 @@ def test_an_adapter_is_for_students_that_know_something() -> None:
 def test_a_missing_column_stops_before_any_weight_is_read(model, data, tmp_path) -> None:
     recipe = taught(model, data, tmp_path, "teacher.column=worked")
     with pytest.raises(DataError, match=r"rows\.jsonl:1: column worked is missing"):
-        prepare_rows(recipe, student_tokenizer(recipe))
+        prepared(recipe, student_tokenizer(recipe))
 
 
 def test_held_out_rows_lend_no_solution_to_training_rows(model, data, tmp_path) -> None:
     recipe = taught(model, data, tmp_path, "teacher.context=other")
     tokenizer = student_tokenizer(recipe)
-    rows = prepare_rows(recipe, tokenizer)
+    rows = prepared(recipe, tokenizer)
     held_out = {f"Count on from {n}:" for n in range(10, 14)}
     for row in rows.training:
         text = str(tokenizer.decode(row.prompt.teacher_ids))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tutelage.reports import Comparison
 
 _COLUMNS = (
+    ("reward", "reward", ".3f"),
     ("perplexity", "perplexity", ".2f"),
     ("forward_kl", "forward KL", ".3f"),
     ("top1_agreement", "top-1 agreement", ".3f"),
@@ -25,11 +26,14 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     rows: Sequence[Mapping[str, Any]] = summary["rows"]
     table = Table(title=str(summary.get("title", "")), title_justify="left")
     table.add_column("")
-    for _, title, _ in _COLUMNS:
+    columns = [
+        column for column in _COLUMNS if column[0] != "reward" or any("reward" in r for r in rows)
+    ]
+    for _, title, _ in columns:
         table.add_column(title, justify="right")
     for row in rows:
         name = str(row["name"])
-        numbers = [_number(row.get(key), form) for key, _, form in _COLUMNS]
+        numbers = [_number(row.get(key), form) for key, _, form in columns]
         table.add_row(
             name.replace("_", " "), *numbers, style="bold" if name == "distilled" else None
         )

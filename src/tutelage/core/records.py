@@ -43,6 +43,10 @@ class Rollout:
     sampled_logp: tuple[float, ...] | None = None
     """For each completion token, the log-probability it was drawn with: after temperature, top-k
     and top-p. 0 where it was no matter of chance; None where no model of ours drew it."""
+    reward: float | None = None
+    """What a verifier found it worth; None where nobody judged it."""
+    advantage: float | None = None
+    """How much better it did than the others that answer the same prompt."""
 
     @property
     def is_empty(self) -> bool:
@@ -100,6 +104,9 @@ class TokenBatch:
     sampled_logp: Float[Tensor, " N"] | None = None
     """What each trained token was drawn with, in float32; nan for the tokens of rows that nobody
     drew, and None where the whole batch is of such rows."""
+    advantages: Float[Tensor, " N"] | None = None
+    """For each token, its row's advantage, in float32; nan for rows that have none, and None where
+    no row has one."""
 
     @property
     def num_rows(self) -> int:

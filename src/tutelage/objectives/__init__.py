@@ -31,7 +31,9 @@ from tutelage.objectives.moved_targets import (
 )
 from tutelage.objectives.objective import Divergence, Objective
 from tutelage.objectives.on_policy import (
+    PolicyGradient,
     SampledToken,
+    TokenWeighting,
     importance_weights,
     position_weights,
     return_to_go,
@@ -57,9 +59,11 @@ __all__ = [
     "NoMove",
     "Objective",
     "ObjectiveSettings",
+    "PolicyGradient",
     "SampledToken",
     "Taid",
     "Tempered",
+    "TokenWeighting",
     "TopSupport",
     "WeightedPart",
     "WeightedSum",

@@ -33,6 +33,7 @@ from tutelage.objectives.divergences import (
 )
 from tutelage.objectives.entries import ClipSettings, TopSupport
 from tutelage.objectives.objective import Objective
+from tutelage.objectives.on_policy.policy_gradient import PolicyGradient
 from tutelage.objectives.on_policy.sampled_token import SampledToken
 
 
@@ -138,6 +139,7 @@ ObjectiveSettings = Annotated[
     | ConcreteScore
     | CrossEntropy
     | SampledToken
+    | PolicyGradient
     | WeightedSum,
     Field(discriminator="kind"),
 ]

@@ -28,12 +28,15 @@ from tutelage.recipes.rows import (
     RolloutScribe,
     Rows,
     Writers,
+    make_judge,
     make_rollouts,
     prepare_rows,
     refuse_no_room,
+    with_views,
     writes,
 )
 from tutelage.recipes.teaching import build_teacher
+from tutelage.rollouts import WritingSettings
 from tutelage.students import (
     PrunedStudent,
     build_student,
@@ -60,6 +63,10 @@ class Work:
     ranks: Ranks
     chosen_layers: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """Layers that influence chose, by how many: baselines and seeds begin with the same ones."""
+    starts: dict[str, tuple[Any, dict[str, Any]]] = field(
+        default_factory=dict[str, tuple[Any, dict[str, Any]]]
+    )
+    """What was measured of students before their first step, by the settings they come from."""
 
     @property
     def device(self) -> torch.device:
@@ -76,6 +83,8 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         rows = prepare_rows(recipe, tokenizer)
         shapes = {"student": student_config(recipe), "teacher": teacher_config(recipe)}
         refuse_no_room(recipe, rows.training, shapes)
+        # Baselines may show their teachers other contexts: each adds its own to the bare rows.
+        rows = replace(rows, notes=with_views(rows, recipe, tokenizer).notes)
     for note in rows.notes:
         narrator.say(f"note: {note}")
     if recipe.teacher is None or isinstance(recipe.teacher, SelfTeacherSettings):
@@ -138,7 +147,7 @@ def make_student(recipe: Recipe, work: Work) -> LoadedModel:
 
 
 def taught(recipe: Recipe, work: Work, student: LoadedModel) -> Work:
-    """The work with this student as its own teacher, where the recipe says so."""
+    """The work with this student as its own teacher and what only it reads, where so is asked."""
     if not isinstance(recipe.teacher, SelfTeacherSettings):
         return work
     teacher = build_teacher(
@@ -147,7 +156,7 @@ def taught(recipe: Recipe, work: Work, student: LoadedModel) -> Work:
         num_real=check_vocabularies(recipe, work.tokenizer),
         dtype=evaluation_options(recipe).dtype,
     )
-    return replace(work, teacher=teacher)
+    return replace(work, rows=with_views(work.rows, recipe, work.tokenizer), teacher=teacher)
 
 
 def _with_layers(settings: PrunedStudent, recipe: Recipe, work: Work) -> PrunedStudent:
@@ -182,6 +191,7 @@ def make_trainer(
     rollouts = make_rollouts(recipe, work.rows.training, writers, work.ranks)
     if writes(recipe.rollouts):
         hooks = (*hooks, RolloutScribe(RunFolder(output).rollouts, work.tokenizer))
+    sampling = recipe.rollouts.sampling if isinstance(recipe.rollouts, WritingSettings) else None
     return Trainer(
         student=student.lm,
         teacher=work.teacher,
@@ -194,6 +204,10 @@ def make_trainer(
         identity=_identity(recipe, work),
         seed=recipe.seed,
         hooks=hooks,
+        judge=make_judge(recipe, work.tokenizer),
+        # Greedy tokens were drawn with certainty: nothing is divided by then.
+        sampled_at=(sampling.temperature if sampling else 1.0) or 1.0,
+        special_ids=work.tokenizer.all_special_ids,
         clocks={"teacher": work.teacher} if isinstance(work.teacher, AverageTeacher) else {},
         ranks=work.ranks,
     )

@@ -26,7 +26,7 @@ PACKAGES = (
     "numpy",
     "pydantic",
 )
-_COLUMNS = ("perplexity", "forward_kl", "reverse_kl", "top1_agreement", "num_parameters")
+_COLUMNS = ("reward", "perplexity", "forward_kl", "reverse_kl", "top1_agreement", "num_parameters")
 
 _LOADING = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -18,6 +18,8 @@ from tutelage.rollouts import (
     ReplayRolloutSettings,
     RowSettings,
     StudentRolloutSettings,
+    TeacherRolloutSettings,
+    WritingSettings,
 )
 from tutelage.students import FreshStudent, PrunedStudent
 
@@ -52,6 +54,8 @@ def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from _of_self_teacher(recipe)
     yield from _of_teacher(recipe)
     yield from _of_writing(recipe)
+    yield from _of_rewards(recipe)
+    yield from _of_weighting(recipe)
     yield from _of_move(recipe.objective, recipe.move)
     yield from _of_evaluation(recipe)
     yield from _of_hardware(recipe)
@@ -126,6 +130,7 @@ def _of_writing(recipe: Recipe) -> Iterator[str]:
             f"rollouts.trained_turns is all, and a model writes only the last turn; it must be "
             f"last where rollouts.kind is {settings.kind}. Leave it out."
         )
+    yield from _of_groups(recipe)
     own_words = isinstance(settings, StudentRolloutSettings | ReplayRolloutSettings)
     own_labels = recipe.objective.kind == "cross_entropy" and not recipe.objective.needs_teacher
     if own_words and own_labels:
@@ -134,6 +139,74 @@ def _of_writing(recipe: Recipe) -> Iterator[str]:
             "tokens; it must be an objective with a teacher. The student would learn what it "
             "says already: the gradient is noise around 0. Change objective.kind, or let the "
             "teacher write."
+        )
+
+
+def _of_groups(recipe: Recipe) -> Iterator[str]:
+    settings = recipe.rollouts
+    size = settings.completions_per_prompt if isinstance(settings, WritingSettings) else 1
+    if size > 1 and not isinstance(settings, StudentRolloutSettings | TeacherRolloutSettings):
+        yield (
+            f"rollouts.completions_per_prompt is {size} with rollouts.kind {settings.kind}, whose "
+            "rows come from several places; it must be 1. Leave it out, or use kind: student."
+        )
+    if recipe.training.rows_per_step % size:
+        yield (
+            f"training.rows_per_step is {recipe.training.rows_per_step}; it must be a multiple of "
+            f"rollouts.completions_per_prompt, {size}, for a prompt's completions are compared in "
+            "one step. Round it."
+        )
+
+
+def _of_rewards(recipe: Recipe) -> Iterator[str]:
+    settings, learns = recipe.rollouts, recipe.objective.kind == "policy_gradient"
+    if recipe.reward is not None:
+        if not isinstance(settings, WritingSettings) and not recipe.evaluation.written_rows:
+            yield (
+                f"reward.kind is {recipe.reward.kind}, and nothing is written that it could judge; "
+                "it must be null. Leave it out, let the student write (rollouts.kind: student), or "
+                "set evaluation.written_rows."
+            )
+    elif learns:
+        yield (
+            "reward is missing, and policy_gradient learns from nothing else; it must be given. "
+            "Set reward.kind, such as exact_answer."
+        )
+    if not learns:
+        return
+    if not isinstance(settings, StudentRolloutSettings):
+        yield (
+            f"rollouts.kind is {settings.kind} with policy_gradient, which learns from fresh "
+            "completions of the student; it must be student. Change it, or choose an objective "
+            "with a teacher."
+        )
+    elif settings.completions_per_prompt == 1:
+        yield (
+            "rollouts.completions_per_prompt is 1, and policy_gradient compares the completions "
+            "of one prompt; it must be 2 or more. Raise it to 4 or 8."
+        )
+
+
+def _of_weighting(recipe: Recipe) -> Iterator[str]:
+    weighting, settings = recipe.training.weighting, recipe.rollouts
+    if weighting.return_discount and recipe.objective.kind != "sampled_token":
+        yield (
+            f"training.weighting.return_discount is {weighting.return_discount}, and "
+            f"objective.kind is {recipe.objective.kind}; only sampled_token has returns. Leave it "
+            "out, or change objective.kind."
+        )
+    if weighting.importance is None:
+        return
+    if not isinstance(settings, StudentRolloutSettings | ReplayRolloutSettings):
+        yield (
+            f"training.weighting.importance is given with rollouts.kind {settings.kind}, where not "
+            "every row was drawn by the student; it must be null. Leave it out, or use replay."
+        )
+    elif settings.top_p < 1 or settings.top_k is not None or settings.temperature == 0:
+        yield (
+            "training.weighting.importance is given, and tokens are drawn greedily or with top_p "
+            "or top_k, which the student's own probabilities do not have; it must be null. Leave "
+            "one of them out."
         )
 
 
@@ -148,12 +221,6 @@ def _of_shared_rows(recipe: Recipe, other: Recipe) -> Iterator[str]:
                 f"rollouts.{name} is {theirs!r}; it must be {ours!r}, as in the recipe, whose rows "
                 "its baselines share. Leave it out, or compare two recipes."
             )
-    if needs_completions(other.rollouts) and not needs_completions(recipe.rollouts):
-        yield (
-            f"rollouts.kind is {other.rollouts.kind}, which trains on the data's completions, and "
-            f"the recipe's ({recipe.rollouts.kind}) reads rows without any; it must be one that "
-            "needs none. Exchange the two: make that the recipe and this its baseline."
-        )
 
 
 def _made_from(recipe: Recipe) -> str | None:

@@ -15,7 +15,8 @@ from tutelage.objectives import MoveSettings, ObjectiveSettings, from_settings
 from tutelage.objectives.moved_targets import NoMove
 from tutelage.recipes.teaching.settings import SelfTeacherSettings
 from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in, read_recipe
-from tutelage.rollouts import RolloutSettings
+from tutelage.rewards import AdvantageSettings, RewardSettings
+from tutelage.rollouts import RolloutSettings, RowSettings
 from tutelage.students import StudentSettings
 from tutelage.training import TrainingSettings
 
@@ -74,6 +75,9 @@ class EvaluationSettings(Settings):
     """Held-out prompts that student and teacher answer for the report."""
     max_sample_tokens: PositiveInt = 64
     """Longest answer among them."""
+    written_rows: NonNegativeInt = 0
+    """Held-out prompts that the student completes, greedily, at every evaluation: judged by
+    `reward` where there is one, and compared with the teacher."""
     num_token_rows: NonNegativeInt = 8
     """Held-out rows shown token by token in the report."""
 
@@ -101,6 +105,11 @@ class Recipe(Settings):
     objective: ObjectiveSettings
     move: MoveSettings = NoMove()
     """How the target moves on its way to the teacher, such as {kind: taid}."""
+    reward: RewardSettings | None = None
+    """What a completion is worth, such as {kind: exact_answer}: for `policy_gradient`, for the log
+    and for `evaluation.written_rows`. Null judges nothing."""
+    advantages: AdvantageSettings = AdvantageSettings()
+    """How the rewards of one prompt's completions are compared, for `policy_gradient`."""
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
@@ -171,9 +180,19 @@ def _validated(tree: Plain) -> tuple[Recipe | None, list[str]]:
         return None, complaints(error, Recipe, tree)
 
 
+def _same_rows(tree: Plain, settings: Plain) -> Plain:
+    """Rollouts of another kind with the rows that are shared anyway."""
+    rows, others = tree.get("rollouts"), settings.get("rollouts")
+    if not isinstance(rows, Mapping) or not isinstance(others, Mapping):
+        return {}
+    kept = {k: v for k, v in cast("Plain", rows).items() if k in RowSettings.model_fields}
+    return {"rollouts": {**kept, **cast("Plain", others)}}
+
+
 def _varied(tree: Plain, name: str) -> Plain:
     own = {key: value for key, value in tree.items() if key != "baselines"}
     settings = with_shorthands(tree["baselines"][name], partial=True)
+    settings |= _same_rows(own, settings)
     full = with_shorthands(merged(own, settings))
     if "move" not in settings and _asks_no_teacher(full.get("objective", {})):
         full["move"] = {"kind": "none"}

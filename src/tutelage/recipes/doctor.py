@@ -29,6 +29,7 @@ from tutelage.recipes.rows import (
     needs_completions,
     prepare_rows,
     refuse_no_room,
+    with_views,
     writes,
 )
 from tutelage.rollouts import WritingSettings
@@ -63,7 +64,7 @@ def examine(recipe: Recipe) -> list[Finding]:
     found += _collected("tokenizer", lambda: _tokenizer(recipe, tokenizer))
     found += _collected("vocabulary", lambda: _vocabulary(recipe, tokenizer, shape, teacher))
     found += _collected("dtype", lambda: _dtype(recipe, teacher))
-    rows = _tried(found, "rows", lambda: prepare_rows(recipe, tokenizer))
+    rows = _tried(found, "rows", lambda: _prepared(recipe, tokenizer))
     if rows is None:
         return found
     found += _collected("rows", lambda: _rows(recipe, rows))
@@ -179,6 +180,10 @@ def _rows(recipe: Recipe, rows: Rows) -> Iterator[Finding]:
     epochs = recipe.training.num_steps * recipe.training.rows_per_step / len(rows.training)
     if recipe.training.tokens_per_step is None:
         yield _fine("rows", f"each is seen {epochs:.1f} times")
+
+
+def _prepared(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    return with_views(prepare_rows(recipe, tokenizer), recipe, tokenizer)
 
 
 def _template(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Iterator[Finding]:

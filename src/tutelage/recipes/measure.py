@@ -11,21 +11,35 @@ from tutelage.core.run_log import RunFolder, read_jsonl, write_json, write_jsonl
 from tutelage.core.seeds import seed_for
 from tutelage.evaluation import (
     DivergenceReport,
+    Writer,
     evaluate_divergence,
+    evaluate_written,
     generate_samples,
+    reward_of,
     token_rows,
     tokens_per_second,
+    written_numbers,
 )
 from tutelage.models import LoadedModel
 from tutelage.recipes.assemble import Work, batches, evaluation_options
 from tutelage.recipes.config import Recipe
 from tutelage.recipes.narrator import Narrator
+from tutelage.rewards import make_verifier
 from tutelage.rollouts.engines import Sampling
 from tutelage.text import collate, cut
 from tutelage.training import Event, Started, StepDone
 
 _TIMED_TOKENS = 1024
 _TIMED_ROUNDS = 2
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What was measured of one student at one moment."""
+
+    report: DivergenceReport
+    written: Mapping[str, float]
 
 
 @final
@@ -41,18 +55,20 @@ class Measurer:
         self._work = work
         self._student = student
         self._report: DivergenceReport | None = None
+        self._written: Mapping[str, float] | None = None
+        self._writer = _writer(recipe, work)
 
     def __call__(self) -> Mapping[str, float]:
         """The numbers, as the trainer logs them."""
-        return self.report().numbers()
+        return {**self.report().numbers(), **self.written()}
 
     def hook(self, event: Event) -> None:
         """Forget what was measured when the weights have moved."""
         match event:
             case StepDone():
-                self._report = None
+                self._report = self._written = None
             case Started(step=step) if step > 0:
-                self._report = None
+                self._report = self._written = None
             case _:
                 pass
 
@@ -67,6 +83,44 @@ class Measurer:
             )
         return self._report
 
+    def snapshot(self) -> "Snapshot":
+        """What is known of the student as it is now."""
+        return Snapshot(report=self.report(), written=self.written())
+
+    def start_from(self, known: "Snapshot") -> None:
+        """Hear what another one was told of the very same student."""
+        self._report, self._written = known.report, known.written
+
+    def written(self) -> Mapping[str, float]:
+        """What the student writes to held-out prompts as it is now; nothing unless asked for."""
+        recipe, work, lm = self._recipe, self._work, self._student.lm
+        num_rows = recipe.evaluation.written_rows
+        if not num_rows:
+            return {}
+        if self._written is None:
+            options = evaluation_options(recipe)
+            rows = self._writer.write(lm, work.rows.held_out[:num_rows], dtype=options.dtype)
+            numbers = written_numbers(rows)
+            pieces = batches([row for row in rows if row.completion_ids], recipe, work)
+            numbers |= evaluate_written(
+                lm, work.teacher, pieces, objective=recipe.objective, options=options
+            )
+            self._written = numbers
+        return self._written
+
+
+def _writer(recipe: Recipe, work: Work) -> Writer:
+    rollouts = recipe.rollouts
+    return Writer(
+        sampling=Sampling(
+            max_completion_tokens=rollouts.max_completion_tokens,
+            temperature=0.0,
+        ),
+        tokenizer=work.tokenizer,
+        verifier=None if recipe.reward is None else make_verifier(recipe.reward),
+        seed=seed_for(recipe.seed, "written"),
+    )
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +132,9 @@ class Scribe:
     folder: RunFolder
     narrator: Narrator
 
-    def record(self, name: str, student: LoadedModel, report: DivergenceReport) -> dict[str, Any]:
+    def record(self, name: str, student: LoadedModel, measurer: Measurer) -> dict[str, Any]:
         """Measure a student in full as `before`, `after` or a baseline; answers its summary row."""
+        report = measurer.report()
         with self.narrator.stage(f"Measuring: {name}"):
             self._positions(name, report)
             self._tokens(name, student)
@@ -92,6 +147,7 @@ class Scribe:
             "reverse_kl": report.reverse_kl,
             "top1_agreement": report.top1_agreement,
             "student_entropy": report.student_entropy,
+            **reward_of(measurer.written()),
             "num_parameters": student.lm.num_parameters(),
             "tokens_per_second": speed,
         }

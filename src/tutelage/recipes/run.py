@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from tutelage.core.errors import ConfigError, OutputError
-from tutelage.core.run_log import RunFolder, write_json
+from tutelage.core.run_log import RunFolder, read_metrics, write_json
 from tutelage.models import LoadedModel, load_model, save_lora, save_model
 from tutelage.recipes.assemble import Work, assemble, make_student, make_trainer, taught
 from tutelage.recipes.card import versions, write_card
@@ -117,10 +117,7 @@ def _train(part: _Part, *, resume: bool) -> tuple[int, bool]:
     scribe = Scribe(recipe=recipe, work=work, folder=folder, narrator=part.narrator)
     measurer = Measurer(recipe, work, student) if work.rows.held_out else None
     if measurer is not None and "before" not in done:
-        report = measurer.report()
-        done["before"] = scribe.record("before", student, report)
-        teacher = scribe.teacher_row(report) if name == "after" else None
-        done |= {"teacher": teacher} if teacher else {}
+        done |= _before(part, scribe, measurer, student)
         write_json(folder.root / _DONE, done)
     title = "Training" if name == "after" else f"Training: {name}"
     with part.narrator.stage(title, total=recipe.training.num_steps) as advance:
@@ -139,13 +136,40 @@ def _train(part: _Part, *, resume: bool) -> tuple[int, bool]:
     _save(part, student)
     if result.interrupted:
         return result.step, True
-    row = scribe.record(name, student, measurer.report()) if measurer else {"name": name}
+    row = scribe.record(name, student, measurer) if measurer else {"name": name}
     row |= {"trained_tokens": result.trained_tokens, "seconds": result.seconds}
+    row |= _generated(folder)
     row["name"] = "distilled" if name == "after" else name
     write_json(folder.root / _DONE, {**done, name: row})
     if not recipe.keep_checkpoints:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return result.step, False
+
+
+def _generated(folder: RunFolder) -> dict[str, float]:
+    """How many tokens models have written for the training, interruptions included."""
+    lines = read_metrics(folder.metrics) if folder.metrics.is_file() else []
+    written = [line["generated_tokens"] for line in lines if "generated_tokens" in line]
+    return {"generated_tokens": sum(written)} if written else {}
+
+
+def _before(
+    part: _Part, scribe: Scribe, measurer: Measurer, student: LoadedModel
+) -> dict[str, Any]:
+    """The rows of the table that are there before training; a start is measured only once."""
+    parts = {"student", "teacher", "evaluation", "reward", "seed"}
+    # What a student writes is looked at through the objective.
+    parts |= {"objective"} if part.recipe.evaluation.written_rows else set()
+    start = part.recipe.model_dump_json(include=parts) + part.recipe.training.precision
+    known = part.work.starts.get(start)
+    if known is not None:
+        earlier, row = known
+        measurer.start_from(earlier)
+        return {"before": row}
+    found = {"before": scribe.record("before", student, measurer)}
+    teacher = scribe.teacher_row(measurer.report()) if part.name == "after" else None
+    part.work.starts[start] = measurer.snapshot(), found["before"]
+    return found | ({"teacher": teacher} if teacher else {})
 
 
 def _save(part: _Part, student: LoadedModel) -> None:

@@ -133,6 +133,23 @@ _MEASURES = {
     "t": Measure(label="TAID t"),
     "student_entropy": Measure(label="Student entropy", unit="nats"),
     "teacher_entropy": Measure(label="Teacher entropy", unit="nats"),
+    "reward": Measure(
+        label="Reward",
+        better="higher",
+        meaning="What a verifier finds the student's own answers to held-out prompts worth, on "
+        "average.",
+    ),
+    "telling_share": Measure(label="Rows whose group was not unanimous", show=percent),
+    "written_tokens": Measure(label="Tokens per answer"),
+    "completion_tokens": Measure(label="Tokens per completion"),
+    "written_forward_kl": Measure(label="Forward KL on its own text", unit="nats"),
+    "written_reverse_kl": Measure(label="Reverse KL on its own text", unit="nats"),
+    "truncated_share": Measure(label="Cut completions", show=percent),
+    "reversed_top_share": Measure(label="Reversed favourites", show=percent),
+    "clipped_entries_share": Measure(label="Clipped entries", show=percent),
+    "generated_tokens": Measure(label="Written tokens", show=short_count),
+    "student_share": Measure(label="Rows written by the student", show=percent),
+    "fresh_share": Measure(label="Rows written anew", show=percent),
     "accuracy": Measure(label="Accuracy", better="higher", show=percent),
 }
 

@@ -25,14 +25,20 @@ def axes(run: RunRecord) -> list[Axis]:
 def run_charts(run: RunRecord, axis: Axis) -> list[Chart]:
     """All charts with something to show, the held-out ones first."""
     every = [
+        _held_out(run, axis, "reward"),
         _held_out(run, axis, "forward_kl", from_zero=True),
         _held_out(run, axis, "top1_agreement"),
         _held_out(run, axis, "perplexity"),
+        _held_out(run, axis, "written_forward_kl"),
+        _held_out(run, axis, "written_reverse_kl"),
+        _held_out(run, axis, "written_tokens"),
         _loss(run, axis),
         _entropies(run, axis),
         _training(run, axis, "learning_rate", own=True),
         _training(run, axis, "grad_norm"),
         _training(run, axis, "t", own=True),
+        _training(run, axis, "completion_tokens"),
+        _training(run, axis, "truncated_share"),
         _training(run, axis, "tokens_per_second"),
     ]
     return [chart for chart in every if not chart.is_empty]

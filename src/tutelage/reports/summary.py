@@ -12,6 +12,8 @@ from tutelage.reports.run_folder import Point, RunRecord
 Row = Mapping[str, Any]
 
 _COLUMNS = (
+    "reward",
+    "written_tokens",
     "forward_kl",
     "reverse_kl",
     "top1_agreement",
@@ -19,6 +21,7 @@ _COLUMNS = (
     "num_parameters",
     "tokens_per_second",
     "trained_tokens",
+    "generated_tokens",
     "seconds",
 )
 
@@ -148,7 +151,7 @@ def tiles(rows: Sequence[Row]) -> list[Tile]:
     """The numbers a reader looks for first."""
     before, after, teacher = (_named(rows, name) for name in ("before", "distilled", "teacher"))
     found: list[Tile] = []
-    for name in ("forward_kl", "top1_agreement", "perplexity"):
+    for name in ("reward", "forward_kl", "top1_agreement", "perplexity"):
         now, was = finite(after.get(name)), finite(before.get(name))
         if now is None:
             continue

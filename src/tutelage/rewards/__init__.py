@@ -1,6 +1,6 @@
 """What an answer is worth: verifiers that judge rollouts, and advantages within a group."""
 
-from tutelage.rewards.advantages import group_advantages
+from tutelage.rewards.advantages import AdvantageSettings, group_advantages
 from tutelage.rewards.answer_format import FormatSettings
 from tutelage.rewards.code_tests import CodeTestsSettings
 from tutelage.rewards.exact_answer import ExactAnswerSettings
@@ -25,6 +25,7 @@ from tutelage.rewards.settings import (
 from tutelage.rewards.verifier import Verifier
 
 __all__ = [
+    "AdvantageSettings",
     "Boxed",
     "CodeTestsSettings",
     "ExactAnswerSettings",

@@ -1,12 +1,26 @@
 """How much better a rollout did than the others of its group: pure arithmetic on rewards."""
 
-from typing import Literal
+from typing import Annotated, Literal, final
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.core.errors import ConfigError, DataError, NumericsError
+from tutelage.core.settings import Settings
+
+
+@final
+class AdvantageSettings(Settings):
+    """How the rewards of one prompt's completions are compared."""
+
+    normalise: Literal["std", "none"] = "std"
+    """Divide by the group's deviation (GRPO), or leave the differences as they are (Dr. GRPO)."""
+    deviation: Literal["population", "sample"] = "population"
+    """Of the n rewards themselves, or of what they were drawn from (divided by n - 1)."""
+    eps: Annotated[float, Ge(0)] = 1e-6
+    """Added to the deviation."""
 
 
 def group_advantages(

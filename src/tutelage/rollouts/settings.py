@@ -67,6 +67,8 @@ class WritingSettings(RowSettings):
     """Draw from that many likeliest tokens; null keeps all. Applied before top_p."""
     batch_rows: PositiveInt = 32
     """Rows written side by side. Changes speed and memory, not what is drawn."""
+    completions_per_prompt: PositiveInt = 1
+    """How often each prompt is completed, side by side in one step (group size)."""
     empty_completions: Literal["train", "skip"] = "train"
     """A completion that ends where it begins: train its end like any other token, or let it weigh
     nothing. Counted and named in rollouts.jsonl either way."""

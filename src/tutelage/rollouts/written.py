@@ -41,6 +41,8 @@ class Writing:
     """Compute in it over the weights as they are, as training does; None keeps the weights' own."""
     num_real: int | None = None
     """Entries of the vocabulary from here on are padding, and never drawn."""
+    completions_per_prompt: int = 1
+    """Neighbouring places that complete the same prompt."""
     skip_empty: bool = False
     """Train nothing of a completion that ends where it begins; otherwise its end is trained."""
     engine: Engine = generate
@@ -87,11 +89,20 @@ class ModelRollouts(PlacedRollouts):
     def settings(self) -> Mapping[str, Any]:
         # How many rows lie side by side changes no draw.
         drawn = self._writing.sampling.model_dump(mode="json", exclude={"batch_rows"})
-        return {**drawn, "skip_empty": self._writing.skip_empty}
+        return {
+            **drawn,
+            "completions_per_prompt": self._writing.completions_per_prompt,
+            "skip_empty": self._writing.skip_empty,
+        }
+
+    @property
+    @override
+    def epoch(self) -> float:
+        return super().epoch / self._writing.completions_per_prompt
 
     def prompt_at(self, place: int) -> Prompt:
         """The prompt whose turn it is at this place."""
-        return self._prompts[self.row_at(place)]
+        return self._prompts[self.row_at(place // self._writing.completions_per_prompt)]
 
     @override
     def at(self, places: Sequence[int]) -> list[Rollout]:

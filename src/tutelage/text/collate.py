@@ -49,6 +49,7 @@ def collate(rollouts: Sequence[Rollout], *, device: str | torch.device = "cpu") 
         offset_in_row=_tensor([at for row in trained for at in row], device),
         keys=tuple(_key(rollout) for rollout in rollouts),
         sampled_logp=_sampled_logp(rollouts, trained, device),
+        advantages=_advantages(rollouts, trained, device),
     )
 
 
@@ -116,6 +117,21 @@ def _sampled_logp(
             )
             raise DataError(message)
         numbers += [math.nan if drawn is None else drawn[at] for at in offsets]
+    return torch.tensor(numbers, dtype=torch.float32).to(device)
+
+
+def _advantages(
+    rollouts: Sequence[Rollout],
+    trained: Sequence[Sequence[int]],
+    device: str | torch.device,
+) -> torch.Tensor | None:
+    if all(rollout.advantage is None for rollout in rollouts):
+        return None
+    numbers = [
+        math.nan if rollout.advantage is None else rollout.advantage
+        for rollout, offsets in zip(rollouts, trained, strict=True)
+        for _ in offsets
+    ]
     return torch.tensor(numbers, dtype=torch.float32).to(device)
 
 

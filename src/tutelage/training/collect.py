@@ -4,8 +4,9 @@ Counting comes after the rollouts are there and covers all micro-batches and ran
 over the tokens that are really trained.
 """
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import final
 
@@ -53,12 +54,26 @@ class Window:
         return [row for micro_batch in self.micro_batches for row in micro_batch.rollouts]
 
 
+Judge = Callable[[Sequence[Rollout]], Sequence[Rollout]]
+"""Gives the completions of this rank their rewards and advantages, in their order."""
+
+
 @final
 class Collector:
     """Takes a step's rows from the source. All ranks call it alike."""
 
-    def __init__(self, source: RolloutSource, settings: TrainingSettings, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        source: RolloutSource,
+        settings: TrainingSettings,
+        ranks: Ranks,
+        *,
+        judge: Judge | None = None,
+        special_ids: Collection[int] = (),
+    ) -> None:
         self._source = source
+        self._judge = judge
+        self._special_ids = special_ids
         self._settings = settings
         self._ranks = ranks
         if settings.tokens_per_step is None and settings.rows_per_step % ranks.num_ranks:
@@ -78,7 +93,28 @@ class Collector:
         before, started = self._source.num_generated, time.perf_counter()
         rows = self._take()
         effort = (self._source.num_generated - before, time.perf_counter() - started)
-        return replace(self.window(rows), numbers={**shares, **self._written(rows, *effort)})
+        numbers = {**shares, **self._written(rows, *effort)}
+        if self._judge is not None:
+            rows = self._judged(rows, self._judge)
+            numbers |= self._rewards(rows)
+        return replace(self.window(rows), numbers=numbers)
+
+    def _judged(self, rows: Sequence[Rollout], judge: Judge) -> list[Rollout]:
+        judged: list[Rollout] = []
+        # A row that cannot be judged on one rank must not leave the others waiting.
+        self._ranks.together(lambda: judged.extend(judge(rows)))
+        return judged
+
+    def _rewards(self, rows: Sequence[Rollout]) -> Mapping[str, float]:
+        """The mean reward, and the share of rows that differ from the others of their prompt."""
+        rewards = [row.reward for row in rows if row.reward is not None]
+        telling = sum(bool(row.advantage) for row in rows)
+        here = [math.fsum(rewards), float(len(rewards)), float(telling)]
+        counted = torch.tensor(here, dtype=torch.float64, device=self._ranks.device)
+        total, num_judged, num_telling = self._ranks.total(counted).tolist()
+        if not num_judged:
+            return {}
+        return {"reward": total / num_judged, "telling_share": num_telling / num_judged}
 
     def _written(
         self, rows: Sequence[Rollout], num_generated: int, seconds: float
@@ -112,13 +148,16 @@ class Collector:
     def window(self, rows: Sequence[Rollout]) -> Window:
         """These rows of this rank, and those that the other ranks bring to the same call."""
         pieces = cut(rows, max_tokens=self._settings.micro_batch_tokens)
-        micro_batches = [
-            MicroBatch(batch=collate(piece, device=self._ranks.device), rollouts=piece)
-            for piece in pieces
-        ]
+        micro_batches = [MicroBatch(batch=self._batch(piece), rollouts=piece) for piece in pieces]
         here = torch.stack([_counts(m.batch) for m in micro_batches]).sum(dim=0)
         num_tokens, num_rows = self._ranks.total(here).unbind()
         return Window(micro_batches=micro_batches, num_tokens=num_tokens, num_rows=num_rows)
+
+    def _batch(self, rows: Sequence[Rollout]) -> TokenBatch:
+        batch = collate(rows, device=self._ranks.device)
+        # Left out before anything is counted, so that the mean is over what is trained.
+        mask = self._settings.weighting.trained(batch, self._special_ids)
+        return batch if mask is batch.loss_mask else replace(batch, loss_mask=mask)
 
     def _take(self) -> list[Rollout]:
         wanted = self._settings.tokens_per_step

@@ -5,7 +5,7 @@ From Python:
     Trainer(student=lm, teacher=teacher, objective=ForwardKL(), rollouts=rows).train()
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -22,7 +22,7 @@ from tutelage.rollouts.source import RolloutSource
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.checkpoint import Checkpoints, Identity, Keeper
 from tutelage.training.clocks import Clock, learning_rate_at, taid_clock
-from tutelage.training.collect import Collector
+from tutelage.training.collect import Collector, Judge
 from tutelage.training.hooks import (
     Collected,
     Ended,
@@ -70,6 +70,12 @@ class Trainer:
     hooks: Sequence[Hook] = ()
     identity: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """More that a resumed run must agree on, plain values by dotted name: `teacher.model`, say."""
+    judge: Judge | None = None
+    """Gives completions their rewards and advantages, before they are trained on."""
+    sampled_at: float = 1.0
+    """The temperature that the rollouts are drawn at, for importance weights."""
+    special_ids: Collection[int] = ()
+    """The tokenizer's special tokens, for `weighting.skip_special`."""
     parts: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
     """More that changes, saved and restored with the rest, by name."""
     clocks: Mapping[str, Clock] = field(default_factory=dict[str, Clock])
@@ -145,11 +151,18 @@ class _Run:
             settings,
             move=trainer.move,
             measure_moved=isinstance(trainer.move, Taid) and trainer.move.schedule == "adaptive",
+            sampled_at=trainer.sampled_at,
         )
         self._parts = {**trainer.parts, **trainer.clocks}
         self._optimizer = build_optimizer(trainer.student, settings)
         self._stepper = Stepper(module, teacher, self._optimizer, settings, self._ranks)
-        self._collector = Collector(trainer.rollouts, settings, self._ranks)
+        self._collector = Collector(
+            trainer.rollouts,
+            settings,
+            self._ranks,
+            judge=trainer.judge,
+            special_ids=trainer.special_ids,
+        )
         self._watch = Stopwatch()
         self._step = 0
         self._trained_tokens = 0

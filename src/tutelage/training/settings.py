@@ -6,6 +6,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from tutelage.core.settings import Settings
+from tutelage.objectives import TokenWeighting
 from tutelage.objectives.reduce import Reduction
 
 Precision = Literal["fp32", "bf16"]
@@ -45,6 +46,8 @@ class TrainingSettings(Settings):
     reduction: Reduction = "token_mean"
     """`token_mean`: every trained token of a step weighs the same. `sequence_mean`: every row
     does, however long it is."""
+    weighting: TokenWeighting = TokenWeighting()
+    """Tokens that are left out, and tokens that count for more."""
     precision: Precision = "fp32"
     """`bf16` computes in bfloat16 where that is safe, over weights that stay in float32."""
     gradient_checkpointing: bool = False

@@ -15,7 +15,7 @@ from tutelage.core.records import TokenBatch
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
 from tutelage.models.causal_lm import CausalLM
 from tutelage.objectives import Move, NoMove, Objective
-from tutelage.objectives.fused import FusedOptions, fused_loss
+from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
 from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.reduce import token_weights
 from tutelage.objectives.softmax import expected, log_softmax_at
@@ -59,6 +59,7 @@ class LossModule(nn.Module):
         *,
         move: Move,
         measure_moved: bool = False,
+        sampled_at: float = 1.0,
     ) -> None:
         super().__init__()
         self.student = student
@@ -67,6 +68,8 @@ class LossModule(nn.Module):
         self._objective = objective
         self._move = None if isinstance(move, NoMove) else move
         self._measure_moved = measure_moved
+        self._weighting = settings.weighting
+        self._sampled_at = sampled_at
         self._fused = settings.fused
         self._half = torch.bfloat16 if settings.precision == "bf16" else None
         self._options = FusedOptions(
@@ -88,18 +91,45 @@ class LossModule(nn.Module):
         measured = _Measured(inner=self._move) if self._move and self._measure_moved else None
         options = replace(self._options, move=measured or self._move, t=t)
         head = self.student.head
+
+        def unmoved(objective: Objective) -> Float[Tensor, " N"]:
+            with torch.no_grad():
+                if self._fused:
+                    return fused_per_token(hidden, head, target, objective, options=self._options)
+                return plain_per_token(hidden, head, target, objective, self._options)
+
+        weighed = self._weighting.weighed(
+            batch, weights, self._objective, sampled_at=self._sampled_at, per_token=unmoved
+        )
+        returns = self._weighting.returns(batch, self._objective, per_token=unmoved)
+        if returns is not None:
+            weighed_returns = -returns.to_go * weighed
+            steered, _ = self._loss(hidden, target, returns.drawn, weighed_returns, options)
+            # The value is that of the costs, as without returns; the gradient is the returns'.
+            share = (returns.costs * weighed).sum() + steered - steered.detach()
+            return Comparison(share=share, per_token=returns.costs, moved_cross_entropy=None)
+        share, per_token = self._loss(hidden, target, self._objective, weighed, options)
+        moved = None if measured is None else measured.mean(weighed)
+        return Comparison(share=share, per_token=per_token, moved_cross_entropy=moved)
+
+    def _loss(
+        self,
+        hidden: Float[Tensor, "N D"],
+        target: HiddenTarget | LogitsTarget,
+        objective: Objective,
+        weights: Float[Tensor, " N"],
+        options: FusedOptions,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, " N"]]:
+        """The weighted sum, differentiable; and each token's nats, which are not."""
+        head = self.student.head
         if self._fused:
             result = fused_loss(
-                hidden, head, target, self._objective, token_weights=weights, options=options
+                hidden, head, target, objective, token_weights=weights, options=options
             )
-            share, per_token = result.loss, result.per_token
-        else:
-            nats = plain_per_token(hidden, head, target, self._objective, options)
-            # Weight 0 means left out, whatever stands there: 0 * nan would be nan.
-            share = (torch.where(weights > 0, nats, 0.0) * weights).sum()
-            per_token = nats.detach()
-        moved = None if measured is None else measured.mean(weights)
-        return Comparison(share=share, per_token=per_token, moved_cross_entropy=moved)
+            return result.loss, result.per_token
+        nats = plain_per_token(hidden, head, target, objective, options)
+        # Weight 0 means left out, whatever stands there: 0 * nan would be nan.
+        return (torch.where(weights != 0, nats, 0.0) * weights).sum(), nats.detach()
 
     def hidden(self, batch: TokenBatch) -> Float[Tensor, "N D"]:
         """The student's hidden states at the positions that predict the trained tokens."""
@@ -141,7 +171,7 @@ class _Measured(Move):
         """The weighted sum over all tokens; rows are moved in the order of the tokens."""
         if not self._nats:
             return weights.sum() * 0
-        return (torch.where(weights > 0, torch.cat(self._nats), 0.0) * weights).sum()
+        return (torch.where(weights != 0, torch.cat(self._nats), 0.0) * weights).sum()
 
 
 @final

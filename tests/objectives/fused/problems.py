@@ -54,6 +54,7 @@ KINDS: list[Mapping[str, Any]] = [
     {"kind": "reverse_kl", "support": {"num_entries": 4, "rest": "renormalised"}},
     {"kind": "sampled_token"},
     {"kind": "sampled_token", "temperature": 0.8},
+    {"kind": "policy_gradient", "temperature": 0.8},
     {"kind": "cross_entropy"},
     {"kind": "cross_entropy", "labels": "teacher"},
     {

@@ -1,11 +1,13 @@
 """The rows of a run: read and divided, handed to whoever completes them, shown in the log."""
 
+from tutelage.recipes.rows.judging import make_judge
 from tutelage.recipes.rows.prepare import (
     Rows,
     data_source,
     formatter,
     needs_completions,
     prepare_rows,
+    with_views,
 )
 from tutelage.recipes.rows.scribe import RolloutScribe
 from tutelage.recipes.rows.sources import Writers, described, make_rollouts, refuse_no_room, writes
@@ -17,9 +19,11 @@ __all__ = [
     "data_source",
     "described",
     "formatter",
+    "make_judge",
     "make_rollouts",
     "needs_completions",
     "prepare_rows",
     "refuse_no_room",
+    "with_views",
     "writes",
 ]

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from tutelage.core.errors import DataError
 from tutelage.core.records import Rollout
 from tutelage.core.seeds import seed_for
-from tutelage.recipes.config import Recipe, SelfTeacherSettings
+from tutelage.recipes.config import Recipe, SelfTeacherSettings, baseline
 from tutelage.recipes.teaching import show_context, teacher_view
 from tutelage.rollouts import (
     DatasetRolloutSettings,
@@ -40,11 +40,11 @@ def prepare_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
         DataError: a row or file that cannot be used, or too few rows.
     """
     settings, evaluation = recipe.rollouts, recipe.evaluation
-    training, notes = _rollouts(
-        settings, tokenizer, settings.num_rows, completed=needs_completions(settings)
-    )
+    everybody = (recipe, *(baseline(recipe, name) for name in recipe.baselines))
+    completed = any(needs_completions(one.rollouts) for one in everybody)
+    training, notes = _rollouts(settings, tokenizer, settings.num_rows, completed=completed)
     if evaluation.num_rows == 0:
-        return _with_views(Rows(training=training, held_out=[], notes=notes), recipe, tokenizer)
+        return Rows(training=training, held_out=[], notes=notes)
     if evaluation.data is not None:
         own = settings.model_copy(update={"data": evaluation.data})
         held_out, more = _rollouts(own, tokenizer, evaluation.num_rows, completed=True)
@@ -69,11 +69,17 @@ def prepare_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
     num_leaked = sum(row.prompt.student_ids in seen for row in held_out)
     if num_leaked:
         notes.append(f"{num_leaked} held-out prompts also occur among the training rows.")
-    return _with_views(Rows(training=training, held_out=held_out, notes=notes), recipe, tokenizer)
+    return Rows(training=training, held_out=held_out, notes=notes)
 
 
-def _with_views(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """The rows with what only the teacher reads; held-out rows are apart, `other` ones too."""
+def with_views(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """The rows with what only the teacher of this recipe reads, and what became of them in notes.
+
+    Held-out rows are apart, those of `other` contexts too.
+
+    Raises:
+        DataError: a row that cannot be used, or none that can.
+    """
     if not isinstance(recipe.teacher, SelfTeacherSettings):
         return rows
     view = teacher_view(

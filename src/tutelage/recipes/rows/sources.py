@@ -117,6 +117,7 @@ def _by_student(
         sampling=settings.sampling,
         dtype=half,
         num_real=writers.num_real,
+        completions_per_prompt=settings.completions_per_prompt,
         skip_empty=settings.empty_completions == _SKIPS,
     )
     return StudentRollouts(writers.student, [row.prompt for row in rows], writing, order)
@@ -133,6 +134,7 @@ def _by_teacher(
     writing = Writing(
         sampling=settings.sampling,
         num_real=writers.num_real,
+        completions_per_prompt=settings.completions_per_prompt,
         skip_empty=settings.empty_completions == _SKIPS,
     )
     return TeacherRollouts(writers.teacher, [row.prompt for row in rows], writing, order)
