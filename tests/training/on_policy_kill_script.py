@@ -5,10 +5,13 @@ python -m tests.training.on_policy_kill_script FOLDER
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from tests.tiny_models import byte_tokenizer
 from tests.training.kill_script import (
@@ -18,25 +21,30 @@ from tests.training.kill_script import (
     killed_and_resumed,
     on_call,
 )
-from tests.training.tiny_runs import objective, on_policy, settings, student, trainer
+from tests.training.tiny_runs import objective, on_policy, rows, settings, student, trainer
 from tutelage.core.run_log import RunFolder, RunLog
+from tutelage.models import CausalLM, add_lora
 from tutelage.objectives import Taid
 from tutelage.recipes.rows import RolloutScribe
-from tutelage.rollouts.engines import hf
+from tutelage.rollouts import Order, StudentRollouts, Writing
+from tutelage.rollouts.engines import Sampling, hf
+from tutelage.teachers import AverageTeacher
 from tutelage.training import checkpoint, collect, step
 
+TAUGHT = "self-taught"
 STEPS = (6, 7)
 """The checkpoints that are left at the end."""
 
 
 def run(folder: Path, *, resume: bool, kind: str) -> None:
-    """Adaptive TAID, several micro-batches a step, dropout, and shares that move."""
+    """Adaptive TAID, several micro-batches a step, dropout, and shares or teachers that move."""
     torch.set_num_threads(1)
-    lm = student(dropout=0.2)
+    lm = student(dropout=0.0 if kind == TAUGHT else 0.2)
+    taught = self_taught(lm) if kind == TAUGHT else {"rollouts": on_policy(kind, lm)}
     made = trainer(
         student=lm,
         objective=objective("forward_kl"),
-        rollouts=on_policy(kind, lm),
+        **taught,
         move=Taid(schedule="adaptive", alpha=0.5, momentum=0.5),
         settings=settings(
             num_steps=STEPS[1],
@@ -51,6 +59,20 @@ def run(folder: Path, *, resume: bool, kind: str) -> None:
         output=folder,
     )
     made.train(resume=resume)
+
+
+def self_taught(lm: CausalLM) -> dict[str, Any]:
+    """An adapter that writes, and whose running average reads more than it did."""
+    add_lora(lm, rank=4, alpha=8.0, dropout=0.2, targets=None, seed=1)
+    lm.model.generation_config = GenerationConfig(eos_token_id=list(range(0, 64, 8)))
+    teacher = AverageTeacher(lm, decay=0.8)
+    prompts = [replace(row.prompt, teacher_ids=(5, 6, *row.prompt.student_ids)) for row in rows(20)]
+    writing = Writing(sampling=Sampling(max_completion_tokens=10, batch_rows=3))
+    return {
+        "teacher": teacher,
+        "clocks": {"teacher": teacher},
+        "rollouts": StudentRollouts(lm, prompts, writing, Order(seed=5)),
+    }
 
 
 def torn_rollout(number: int) -> None:
@@ -81,11 +103,23 @@ WRITING: dict[str, Callable[[], None]] = {
         checkpoint.Checkpoints, "_publish", 3, before=True
     ),
 }
+MOVING: dict[str, Callable[[], None]] = {
+    "between the student and its average": lambda: on_call(AverageTeacher, "move", 4, before=True),
+}
 SCENARIOS: dict[str, dict[str, Callable[[], None]]] = {
     "mixed": WRITING,
     "replay": {
         name: WRITING[name]
         for name in ("between two tokens of a rollout", "before the checkpoint is renamed")
+    },
+    TAUGHT: MOVING
+    | {
+        name: WRITING[name]
+        for name in (
+            "between two tokens of a rollout",
+            "between micro-batches",
+            "before the checkpoint is renamed",
+        )
     },
 }
 
