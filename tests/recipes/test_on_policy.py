@@ -153,16 +153,6 @@ def test_a_prompt_without_room_for_a_completion_is_refused_before_a_weight_is_lo
             ],
             "baselines.other.rollouts.data is 'elsewhere.jsonl'; it must be 'preset:tiny.jsonl'",
         ),
-        (
-            [
-                "rollouts.kind=student",
-                (
-                    "baselines={other: {rollouts: {kind: dataset, "
-                    "data: preset:tiny.jsonl, max_prompt_tokens: 96, max_completion_tokens: 64}}}"
-                ),
-            ],
-            "baselines.other.rollouts.kind is dataset, which trains on the data's completions",
-        ),
     ],
 )
 def test_rollouts_that_contradict_the_rest_are_refused(overrides: list[str], line: str) -> None:

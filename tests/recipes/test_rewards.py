@@ -11,7 +11,7 @@ from tests.tiny_models import byte_tokenizer
 from tutelage.core.errors import ConfigError
 from tutelage.recipes.assemble import assemble, make_student
 from tutelage.recipes.check import contradictions
-from tutelage.recipes.config import Recipe, baseline, load
+from tutelage.recipes.config import Recipe, alone, baseline, load
 from tutelage.recipes.measure import Measurer
 from tutelage.recipes.narrator import Silence
 from tutelage.recipes.rows import make_judge, prepare_rows
@@ -176,3 +176,14 @@ def test_a_reward_that_nobody_asks_for_is_refused(data: str, tmp_path: Path) -> 
 def test_a_misspelt_reward_is_told_its_name(data: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exact_answer"):
         recipe_of(data, tmp_path, "reward={kind: exact_anwser}")
+
+
+def test_a_recipe_and_its_baselines_can_be_compared_as_equals(data: str, tmp_path: Path) -> None:
+    supervised = "{rollouts: {kind: dataset}, objective: cross_entropy}"
+    recipe = recipe_of(data, tmp_path, f"baselines={{sft: {supervised}}}")
+    bare, sft = alone(recipe)
+    assert (bare.name, sft.name) == (recipe.name, "sft")
+    assert bare.objective.kind == "policy_gradient"
+    assert sft.objective.kind == "cross_entropy"
+    assert not bare.baselines
+    assert not sft.baselines

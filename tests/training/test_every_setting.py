@@ -56,6 +56,7 @@ def loss_options(folder: Path, chosen: TrainingSettings) -> Any:
 
 
 CHANGES: dict[str, tuple[Any, Callable[[Path, TrainingSettings], Any]]] = {
+    "weighting": ({"position_slope": 0.5}, trajectory),
     "num_steps": (4, trajectory),
     "rows_per_step": (4, trajectory),
     "tokens_per_step": (30, trajectory),

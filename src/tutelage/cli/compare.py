@@ -22,6 +22,9 @@ def compare(
     ],
     *,
     seeds: Annotated[int, typer.Option("--seeds", help="Runs of each recipe.", min=1)] = 3,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Compare each recipe's own baselines too.")
+    ] = False,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the runs and the page.")
     ] = Path("runs/compare"),
@@ -36,8 +39,11 @@ def compare(
     """Run recipes on the same rows with several seeds; finished runs are not run again."""
     overrides = [text for text in sources if "=" in text]
     names = [text for text in sources if "=" not in text]
+    chosen = [recipes.load(name, overrides) for name in names]
+    if baselines:
+        chosen = [one for recipe in chosen for one in recipes.alone(recipe)]
     plan = recipes.Plan.of(
-        [recipes.load(name, overrides) for name in names],
+        chosen,
         num_seeds=seeds,
         learning_rates=_numbers(learning_rates),
     )

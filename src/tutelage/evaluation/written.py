@@ -1,7 +1,7 @@
 """What a student writes to held-out prompts: how good it is, and what its teacher thinks of it."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -27,9 +27,7 @@ _BLOCK = 64
 _OVERLAP_ENTRIES = 16
 """Likeliest entries that are compared, as in arXiv:2604.13016."""
 _RESULTS = ("forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "top1_agreement")
-
-Batches = Callable[[Sequence[Rollout]], Iterable[TokenBatch]]
-"""Rollouts into forwards of a bounded size."""
+_IN_TABLE = ("reward", "written_tokens", "written_forward_kl", "written_reverse_kl")
 
 
 @final
@@ -192,4 +190,4 @@ def _mean(parts: Sequence[Tensor]) -> float:
 
 def reward_of(numbers: Mapping[str, float]) -> dict[str, float]:
     """What the table of results shows of them."""
-    return {name: numbers[name] for name in ("reward", "written_tokens") if name in numbers}
+    return {name: numbers[name] for name in _IN_TABLE if name in numbers}

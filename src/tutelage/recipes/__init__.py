@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tutelage.recipes.compare import Plan, compare_recipes, mean_and_half_width
     from tutelage.recipes.config import (
         Recipe,
+        alone,
         choices,
         from_tree,
         load,
@@ -28,6 +29,7 @@ _HOMES = {
     "Outline": "outline",
     "Plan": "compare",
     "Recipe": "config",
+    "alone": "config",
     "check_recipe": "check",
     "choices": "config",
     "compare_recipes": "compare",
@@ -50,6 +52,7 @@ __all__ = [
     "Outline",
     "Plan",
     "Recipe",
+    "alone",
     "check_recipe",
     "choices",
     "compare_recipes",

@@ -18,7 +18,10 @@ from tutelage.reports import ComparedRun, Comparison, Variant
 from tutelage.reports.comparison import write_comparison
 from tutelage.reports.statistics import mean_interval
 
-_METRICS = ("reward", "forward_kl", "top1_agreement", "perplexity", "reverse_kl")
+_METRICS = (
+    *("reward", "forward_kl", "top1_agreement", "perplexity", "reverse_kl"),
+    *("written_tokens", "written_forward_kl", "written_reverse_kl", "generated_tokens"),
+)
 _LOWER_IS_BETTER = ("forward_kl", "perplexity")
 _TUNED = "tuned.json"
 

@@ -215,6 +215,12 @@ def baseline(recipe: Recipe, name: str) -> Recipe:
     return from_tree(tree)
 
 
+def alone(recipe: Recipe) -> list[Recipe]:
+    """The recipe without its baselines, then each of them, as recipes to compare."""
+    bare = from_tree({**to_tree(recipe), "baselines": {}})
+    return [bare, *(baseline(recipe, name) for name in recipe.baselines)]
+
+
 def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """The recipe with some settings replaced; another `kind` replaces the whole of its part."""
     return from_tree(merged(to_tree(recipe), settings))
