@@ -22,7 +22,7 @@ from tests.training.tiny_runs import objective, on_policy, settings, student, tr
 from tutelage.core.run_log import RunFolder, RunLog
 from tutelage.objectives import Taid
 from tutelage.recipes.rows import RolloutScribe
-from tutelage.rollouts.engines import hf
+from tutelage.rollouts.engines import slots
 from tutelage.training import checkpoint, collect, step
 
 STEPS = (6, 7)
@@ -69,7 +69,7 @@ def torn_rollout(number: int) -> None:
 
 
 WRITING: dict[str, Callable[[], None]] = {
-    "between two tokens of a rollout": lambda: on_call(hf, "draw_scored", 50, before=True),
+    "between two tokens of a rollout": lambda: on_call(slots, "draw_by_blocks", 50, before=True),
     "when the rollouts are there": lambda: on_call(collect.Collector, "collect", 6, before=False),
     "in the middle of a line of rollouts": lambda: torn_rollout(9),
     "between micro-batches": lambda: on_call(step.Stepper, "_compare", 14, before=False),
