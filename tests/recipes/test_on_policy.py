@@ -196,6 +196,8 @@ def test_the_outline_and_the_doctor_tell_who_writes_and_how() -> None:
     # 8 rows of 96 + 12 tokens, keys and values of 2 heads of 8, 2 layers, 4 bytes.
     cache = 8 * 108 * 2 * 2 * 8 * 2 * 4
     assert outline.memory_megabytes["keys and values while writing"] * 2**20 == cache
+    assert outline.memory_megabytes["weights while writing"] * 2**20 == 4 * outline.student.total
+    assert "weights while writing" not in outline_of(tiny("rollouts.engine=hf")).memory_megabytes
     found = examine(recipe)
     assert [f.text for f in found if f.subject == "rollouts" and f.verdict == "fine"] == [told]
     assert not [f for f in found if f.verdict == "wrong"]
