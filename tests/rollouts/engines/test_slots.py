@@ -171,6 +171,16 @@ def test_rows_that_share_a_prompt_say_what_each_says_alone(num_slots: int) -> No
         assert said(lm, [row], sampling, shared) == [found[row]]
 
 
+def test_a_prompt_whose_slot_is_free_is_not_overwritten_before_it_is_used_again() -> None:
+    lm = CausalLM(ends_at(tiny_llama()))
+    # Both slots come free at once, and the second holds the prompt of the next row.
+    shared = [PROMPTS[n] for n in (4, 1, 1, 3)]
+    sampling = WIDE.model_copy(update={"batch_rows": 2})
+    found = write_in_slots(lm, shared, sampling, generator=own(range(4)), limits=[1, 1, 9, 9])
+    alone = write_in_slots(lm, shared[2:3], sampling, generator=own([2]), limits=[9])
+    assert found[2] == alone[0]
+
+
 def passes_of(monkeypatch: pytest.MonkeyPatch) -> list[decoder.Pass]:
     """Every pass that is made from here on."""
     seen: list[decoder.Pass] = []
