@@ -50,6 +50,14 @@ def test_the_boundaries_between_tokens_lie_where_they_do_in_draw_scored(size: in
     assert draw_by_blocks(many, uniforms, Sampling())[0].tolist() == expected.tolist()
 
 
+def test_a_uniform_on_a_boundary_belongs_to_the_token_behind_it() -> None:
+    """Equal scores have exact sums, so that every boundary can be met, and that of the blocks."""
+    size = 2 * BLOCK
+    uniforms = torch.arange(size, dtype=torch.float64) / size
+    found = draw_by_blocks(torch.zeros(size, size), uniforms, Sampling())[0]
+    assert found.tolist() == list(range(size))
+
+
 def test_draws_come_as_often_as_their_probabilities_say() -> None:
     size, num_draws = 3 * BLOCK + 7, 20_000
     logits, _ = scores(5, size, rows=1)
