@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import FAST
-from tests.tiny_models import byte_tokenizer, tiny_llama
+from tests.tiny_models import byte_tokenizer, tiny_gemma3, tiny_llama
 from tutelage.core.errors import ConfigError, DataError
 from tutelage.recipes.assemble import assemble
 from tutelage.recipes.check import contradictions
@@ -186,6 +186,8 @@ def test_the_outline_and_the_doctor_tell_who_writes_and_how() -> None:
     # 8 rows of 96 + 12 tokens, keys and values of 2 heads of 8, 2 layers, 4 bytes.
     cache = 8 * 108 * 2 * 2 * 8 * 2 * 4
     assert outline.memory_megabytes["keys and values while writing"] * 2**20 == cache
+    assert outline.memory_megabytes["weights while writing"] * 2**20 == 4 * outline.student.total
+    assert "weights while writing" not in outline_of(tiny("rollouts.engine=hf")).memory_megabytes
     found = examine(recipe)
     assert [f.text for f in found if f.subject == "rollouts" and f.verdict == "fine"] == [told]
     assert not [f for f in found if f.verdict == "wrong"]
@@ -250,6 +252,26 @@ def test_the_teacher_writes_no_entry_that_the_student_does_not_know(tmp_path: Pa
     )
     outcome = run_recipe(recipe)
     assert all(line["source"] == "teacher" for line in lines(outcome.folder / "rollouts.jsonl"))
+
+
+def test_an_engine_that_does_not_know_the_writer_is_refused_before_the_first_step(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "gemma"
+    tiny_gemma3().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    models = (f"student={folder}", f"teacher={{kind: live, model: '{folder}'}}")
+    for writer in ("student", "teacher"):
+        rows = (
+            f"{{kind: {writer}, data: preset:tiny.jsonl, max_completion_tokens: 12, engine: slots}}"
+        )
+        recipe = tiny(
+            *models, f"rollouts={rows}", f"output={tmp_path / writer}", "training.num_steps=2"
+        )
+        refused = rf"rollouts\.engine is slots.*family is gemma3_text \(the {writer} writes\)"
+        with pytest.raises(ConfigError, match=refused):
+            run_recipe(recipe)
+        assert not (tmp_path / writer / "rollouts.jsonl").exists()
 
 
 def test_every_kind_of_rollouts_is_listed_with_a_line() -> None:

@@ -56,3 +56,10 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], complaint: st
 def test_imitkd_and_distillm_can_be_written() -> None:
     made(kind="replay", fresh_share=1, train_on="buffer")
     made(kind="replay", fresh_share=1, final_fresh_share=0)
+
+
+def test_an_engine_is_one_of_three() -> None:
+    assert made(kind="student").engine == "auto"
+    assert made(kind="teacher", engine="slots").engine == "slots"
+    with pytest.raises(ValidationError, match="'auto', 'slots' or 'hf'"):
+        made(kind="student", engine="vllm")

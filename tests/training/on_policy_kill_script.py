@@ -27,7 +27,7 @@ from tutelage.models import CausalLM, add_lora
 from tutelage.objectives import Taid
 from tutelage.recipes.rows import RolloutScribe
 from tutelage.rollouts import Order, StudentRollouts, Writing
-from tutelage.rollouts.engines import Sampling, hf
+from tutelage.rollouts.engines import Sampling, slots
 from tutelage.teachers import AverageTeacher
 from tutelage.training import checkpoint, collect, step
 
@@ -91,7 +91,7 @@ def torn_rollout(number: int) -> None:
 
 
 WRITING: dict[str, Callable[[], None]] = {
-    "between two tokens of a rollout": lambda: on_call(hf, "draw_scored", 50, before=True),
+    "between two tokens of a rollout": lambda: on_call(slots, "draw_by_blocks", 50, before=True),
     "when the rollouts are there": lambda: on_call(collect.Collector, "collect", 6, before=False),
     "in the middle of a line of rollouts": lambda: torn_rollout(9),
     "between micro-batches": lambda: on_call(step.Stepper, "_compare", 14, before=False),

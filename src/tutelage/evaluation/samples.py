@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from tutelage.core.records import Prompt, Rollout
 from tutelage.evaluation.undisturbed import undisturbed
 from tutelage.models import CausalLM
-from tutelage.rollouts.engines import Sampling, generate
+from tutelage.rollouts.engines import Sampling, write
 
 
 def generate_samples(
@@ -32,7 +32,7 @@ def generate_samples(
     prompts = [rollout.prompt.student_ids for rollout in rollouts]
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(lm):
-        completions = generate(lm, prompts, sampling, generator=generator)
+        completions = write(lm, prompts, sampling, generator=generator)
     return [
         {
             "when": when,

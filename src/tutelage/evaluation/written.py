@@ -19,7 +19,7 @@ from tutelage.objectives import ClipMeasures, Objective, clip_measures, overlap_
 from tutelage.objectives.divergences.entrywise import Entrywise
 from tutelage.objectives.plain import plain_logits
 from tutelage.rewards import Verifier
-from tutelage.rollouts.engines import Sampling, generate
+from tutelage.rollouts.engines import Sampling, write
 from tutelage.teachers import Teacher
 
 _BLOCK = 64
@@ -57,7 +57,7 @@ class Writer:
         generator = torch.Generator().manual_seed(self.seed)
         half = torch.autocast(lm.device.type, dtype=dtype, enabled=dtype is not None)
         with undisturbed(lm), torch.no_grad(), half:
-            said = generate(
+            said = write(
                 lm,
                 [row.prompt.student_ids for row in rows],
                 self.sampling,

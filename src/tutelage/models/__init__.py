@@ -1,6 +1,7 @@
 """The doors to language models: how to load one, and what it is once it is here."""
 
 from tutelage.models.adapters import (
+    acting_weights,
     add_lora,
     has_lora,
     lora_off,
@@ -23,6 +24,7 @@ __all__ = [
     "Layout",
     "LoadedModel",
     "ParameterCount",
+    "acting_weights",
     "add_lora",
     "anatomy_of",
     "cache_folder",

@@ -144,6 +144,24 @@ def moving_weights(lm: CausalLM) -> dict[str, Float[Tensor, "..."]]:
 
 
 @torch.no_grad()
+def acting_weights(lm: CausalLM) -> dict[str, Float[Tensor, "..."]]:
+    """Every weight as it acts now, by the names of the model without an adapter; a tied one once.
+
+    A matrix whose adapter is switched on is given as their product, in float32 or wider; all
+    others as they are, not copied.
+    """
+    found = {
+        name.replace(".base_layer.", "."): parameter.detach()
+        for name, parameter in lm.model.named_parameters()
+        if ".lora_" not in name
+    }
+    for name, layer in _layers(lm).items():
+        if not layer.disable_adapters:
+            found[f"{name}.weight"] = _product(layer)
+    return found
+
+
+@torch.no_grad()
 def plain_copy(lm: CausalLM) -> CausalLM:
     """A frozen copy in evaluation mode, any adapter merged into it.
 

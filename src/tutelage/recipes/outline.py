@@ -104,6 +104,9 @@ def outline_of(recipe: Recipe) -> Outline:
         memory["answers remembered, at most"] = recipe.teacher.remember_megabytes * _MEGABYTE
     if isinstance(recipe.rollouts, WritingSettings):
         memory["keys and values while writing"] = _kept_while_writing(recipe, shape)
+        # The slots lay the weights out anew, in the precision they compute in.
+        if recipe.rollouts.engine != "hf":
+            memory["weights while writing"] = student.total * activation
     return Outline(
         student=student,
         teacher=teacher,

@@ -7,7 +7,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import Field, PositiveInt, model_validator
 
 from tutelage.core.settings import Settings
-from tutelage.rollouts.engines import Sampling
+from tutelage.rollouts.engines import EngineName, Sampling
 from tutelage.rollouts.replay import TrainOn
 from tutelage.rollouts.share import ShareClock
 
@@ -69,6 +69,11 @@ class WritingSettings(RowSettings):
     """Rows written side by side. Changes speed and memory, not what is drawn."""
     completions_per_prompt: PositiveInt = 1
     """How often each prompt is completed, side by side in one step (group size)."""
+    engine: EngineName = "auto"
+    """Who computes the completions; it changes their speed, and what is drawn by rounding alone.
+    `slots`: ours, for Llama, Mistral, Qwen2 and Qwen3 (SmolLM2 is a Llama), which fills the place
+    of a finished row at once. `hf`: transformers' generate, for every family. `auto`: slots where
+    they know the model, hf elsewhere."""
     empty_completions: Literal["train", "skip"] = "train"
     """A completion that ends where it begins: train its end like any other token, or let it weigh
     nothing. Counted and named in rollouts.jsonl either way."""

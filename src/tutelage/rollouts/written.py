@@ -3,32 +3,15 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import torch
 from typing_extensions import override
 
 from tutelage.core.records import Prompt, Rollout, Source
 from tutelage.models.causal_lm import CausalLM
-from tutelage.rollouts.engines import Completion, Sampling, generate
+from tutelage.rollouts.engines import Completion, Engine, Sampling, write
 from tutelage.rollouts.placed import Order, PlacedRollouts, fingerprint_of
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """Completes prompts, as `engines.generate` does."""
-
-    def __call__(
-        self,
-        lm: CausalLM,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        *,
-        generator: Sequence[torch.Generator],
-        num_real: int | None,
-    ) -> list[Completion]:
-        """One completion for each prompt, in their order, from that prompt's generator alone."""
-        ...
 
 
 @final
@@ -45,7 +28,8 @@ class Writing:
     """Neighbouring places that complete the same prompt."""
     skip_empty: bool = False
     """Train nothing of a completion that ends where it begins; otherwise its end is trained."""
-    engine: Engine = generate
+    engine: Engine = write
+    """Who completes prompts; the fastest that knows the model. Changes no draw."""
 
 
 class ModelRollouts(PlacedRollouts):
@@ -99,6 +83,12 @@ class ModelRollouts(PlacedRollouts):
     @override
     def epoch(self) -> float:
         return super().epoch / self._writing.completions_per_prompt
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the one who writes may have before it at the end of its longest row."""
+        prompts = max(len(self.reads(prompt)) for prompt in self._prompts)
+        return prompts + self._writing.sampling.max_completion_tokens
 
     def prompt_at(self, place: int) -> Prompt:
         """The prompt whose turn it is at this place."""

@@ -29,6 +29,7 @@ from tutelage.rollouts import (
     Writing,
     WritingSettings,
 )
+from tutelage.rollouts.engines import engine_named, refusal
 from tutelage.training import Ranks
 
 _SKIPS = "skip"
@@ -113,14 +114,11 @@ def _by_student(
 ) -> StudentRollouts:
     # The student writes in the precision it learns in.
     half = torch.bfloat16 if recipe.training.precision == "bf16" else None
-    writing = Writing(
-        sampling=settings.sampling,
-        dtype=half,
-        num_real=writers.num_real,
-        completions_per_prompt=settings.completions_per_prompt,
-        skip_empty=settings.empty_completions == _SKIPS,
-    )
-    return StudentRollouts(writers.student, [row.prompt for row in rows], writing, order)
+    prompts = [row.prompt for row in rows]
+    writing = _writing(settings, writers, half)
+    rollouts = StudentRollouts(writers.student, prompts, writing, order)
+    _refuse_engine(settings, writers.student, rollouts, half)
+    return rollouts
 
 
 def _by_teacher(
@@ -131,13 +129,38 @@ def _by_teacher(
             "teacher is missing, and rollouts are to be written by one; it must be given. "
             "Name a model in teacher.model, or let the student write."
         )
-    writing = Writing(
+    prompts = [row.prompt for row in rows]
+    rollouts = TeacherRollouts(writers.teacher, prompts, _writing(settings, writers, None), order)
+    _refuse_engine(settings, writers.teacher, rollouts, None)
+    return rollouts
+
+
+def _writing(settings: WritingSettings, writers: Writers, dtype: torch.dtype | None) -> Writing:
+    return Writing(
         sampling=settings.sampling,
+        dtype=dtype,
         num_real=writers.num_real,
         completions_per_prompt=settings.completions_per_prompt,
         skip_empty=settings.empty_completions == _SKIPS,
+        engine=engine_named(settings.engine),
     )
-    return TeacherRollouts(writers.teacher, [row.prompt for row in rows], writing, order)
+
+
+def _refuse_engine(
+    settings: WritingSettings,
+    lm: CausalLM,
+    rollouts: StudentRollouts | TeacherRollouts,
+    dtype: torch.dtype | None,
+) -> None:
+    """Refuse to begin with an engine that would fail at the first step."""
+    if settings.engine != "slots":
+        return
+    reason = refusal(lm, num_tokens=rollouts.longest, dtype=dtype)
+    if reason is not None:
+        raise ConfigError(
+            f"rollouts.engine is slots, and {reason} (the {rollouts.source} writes); it must be "
+            "auto or hf then. Set it to auto, which takes the slots wherever it can."
+        )
 
 
 def refuse_no_room(

@@ -8,7 +8,6 @@ their lengths, so a pad token that is also the end-of-sequence token does no har
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -16,28 +15,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
-from tutelage.core.errors import DataError, ModelError, NumericsError
+from tutelage.core.errors import ModelError
 from tutelage.models.causal_lm import CausalLM
+from tutelage.rollouts.engines.completion import (
+    Completion,
+    end_ids,
+    refuse_bad_prompts,
+    refuse_broken,
+    uniforms_for,
+)
 from tutelage.rollouts.engines.sampling import Sampling, draw_scored
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """What a model said to one prompt."""
-
-    ids: tuple[int, ...]
-    """Ends with the end-of-sequence token that stopped it, unless it was truncated."""
-    truncated: bool
-    """Cut at the length limit, so there is no end-of-sequence token."""
-    logp: tuple[float, ...] = field(default=(), compare=False)
-    """What each token was drawn with, its end included: see `draw_scored`. Left out of
-    comparisons, for a model's rounding depends on the rows beside it."""
-
-    @property
-    def is_empty(self) -> bool:
-        """Nothing was said before the end."""
-        return len(self.ids) == 1 and not self.truncated
 
 
 def generate(
@@ -63,8 +50,8 @@ def generate(
         DataError: a prompt is empty, or leaves no room for a completion.
         NumericsError: the model's scores are not finite.
     """
-    _refuse_bad_prompts(lm, prompts, sampling)
-    uniforms = _uniforms(len(prompts), sampling.max_completion_tokens, generator)
+    refuse_bad_prompts(lm, prompts, sampling)
+    uniforms = uniforms_for(len(prompts), sampling.max_completion_tokens, generator)
     longest_first = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     completions: dict[int, Completion] = {}
     with _ready(lm), torch.no_grad():
@@ -74,28 +61,6 @@ def generate(
             said = _one_batch(lm, [prompts[row] for row in rows], choice)
             completions.update(zip(rows, said, strict=True))
     return [completions[row] for row in range(len(prompts))]
-
-
-def _uniforms(
-    num_rows: int, num_tokens: int, generator: torch.Generator | Sequence[torch.Generator]
-) -> Float[Tensor, "B T"]:
-    if isinstance(generator, torch.Generator):
-        return torch.rand(num_rows, num_tokens, generator=generator, dtype=torch.float64)
-    uniforms = torch.empty(num_rows, num_tokens, dtype=torch.float64)
-    for row, own in zip(uniforms, generator, strict=True):
-        torch.rand(num_tokens, generator=own, out=row)
-    return uniforms
-
-
-def end_ids(lm: CausalLM) -> tuple[int, ...]:
-    """Every token id that ends a completion of this model."""
-    configured = lm.model.generation_config
-    found = None if configured is None else configured.eos_token_id
-    if found is None:
-        found = lm.config.eos_token_id
-    if found is None:
-        return ()
-    return tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
 
 @final
@@ -124,13 +89,7 @@ class _Choice(LogitsProcessor):
         chosen, logp = draw_scored(
             scores[:, : self._num_real], self._uniforms[:, self._num_drawn], self.sampling
         )
-        broken = (chosen < 0).nonzero()[:, 0].tolist()
-        if broken:
-            raise NumericsError(
-                f"The model's scores for prompt {self._rows[broken[0]]} at completion token "
-                f"{self._num_drawn} hold nan or infinity; they must be finite. "
-                "Check the model's weights, or load it in float32."
-            )
+        refuse_broken(chosen.tolist(), self._rows, [self._num_drawn] * len(self._rows))
         self._num_drawn += 1
         self.logp.append(logp)
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
@@ -191,19 +150,3 @@ def _ready(lm: CausalLM) -> Iterator[None]:
         lm.model.generation_config = habits
         for module, was_training in modes:
             module.training = was_training
-
-
-def _refuse_bad_prompts(lm: CausalLM, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-    room = lm.config.to_dict().get("max_position_embeddings")
-    for row, prompt in enumerate(prompts):
-        if not prompt:
-            raise DataError(
-                f"Prompt {row} is empty; it must hold at least one token. "
-                "Leave the row out, or use a chat template that opens the conversation."
-            )
-        wanted = len(prompt) + sampling.max_completion_tokens
-        if room is not None and wanted > room:
-            raise DataError(
-                f"Prompt {row} with its completion is up to {wanted} tokens; this model must not "
-                f"read more than {room}. Lower max_completion_tokens or drop the prompt."
-            )

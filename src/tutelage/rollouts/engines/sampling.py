@@ -61,6 +61,17 @@ def draw_scored(
         return torch.where(best.isfinite(), ids, -1), torch.zeros_like(best, dtype=torch.float64)
     logp = torch.log_softmax(logits.double() / sampling.temperature, dim=-1)
     p, ids = _kept(logp, sampling)
+    return pick(p, ids, uniforms)
+
+
+def pick(
+    p: Float[Tensor, "B K"], ids: Int[Tensor, "B K"] | None, uniforms: Float[Tensor, " B"]
+) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
+    """The draw itself, from probabilities in float64 that need not add up to 1.
+
+    Args:
+        ids: what the probabilities belong to; None: the entries of the vocabulary in order.
+    """
     cumulative = p.cumsum(dim=-1)
     total = cumulative[:, -1:]
     # Rounding may lift the product to the total itself, behind the last token that can be drawn.
@@ -75,6 +86,13 @@ def draw_scored(
     return torch.where(total.isfinite(), token, -1)[:, 0], drawn_logp[:, 0]
 
 
+def nucleus(p: Float[Tensor, "B K"], top_p: float) -> Float[Tensor, "B K"]:
+    """Sorted probabilities, without those behind the first that reach `top_p` together."""
+    before = p.cumsum(dim=-1) - p
+    first = torch.arange(p.shape[-1], device=p.device) == 0
+    return torch.where((before < top_p) | first, p, 0.0)
+
+
 def _kept(
     logp: Float[Tensor, "B V"], sampling: Sampling
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"] | None]:
@@ -82,19 +100,18 @@ def _kept(
     if sampling.top_k is None and sampling.top_p == 1:
         return logp.exp(), None
     p, ids = logp.exp(), None
-    for num_sorted in _widths(logp.shape[-1], sampling):
+    for num_sorted in widths(logp.shape[-1], sampling):
         values, ids = logp.topk(num_sorted, dim=-1)
         p = values.exp()
         if sampling.top_k is not None or bool((p.sum(dim=-1) >= sampling.top_p).all()):
             break
     if sampling.top_k is not None:
         p = p / p.sum(dim=-1, keepdim=True)
-    before = p.cumsum(dim=-1) - p
-    first = torch.arange(p.shape[-1], device=p.device) == 0
-    return torch.where((before < sampling.top_p) | first, p, 0.0), ids
+    return nucleus(p, sampling.top_p), ids
 
 
-def _widths(vocabulary: int, sampling: Sampling) -> Iterator[int]:
+def widths(vocabulary: int, sampling: Sampling) -> Iterator[int]:
+    """How many entries to sort: the first width that holds all that may be drawn is enough."""
     if sampling.top_k is not None:
         yield min(sampling.top_k, vocabulary)
         return
