@@ -42,6 +42,13 @@ _NEAR = 24
 Kept = TypeVar("Kept")
 
 
+def wording_file(name: str) -> Path:
+    """The file of a wording: `brief` is the package's short one, all else is a path."""
+    if name == "brief":
+        return Path(str(files("tutelage.text") / "templates" / "brief.j2"))
+    return Path(name).expanduser()
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Shown(Generic[Kept]):
