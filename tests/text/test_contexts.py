@@ -1,6 +1,7 @@
 """What only the teacher reads: worded, cut in its middle alone, before the very same completion."""
 
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +288,35 @@ def test_the_sampled_ids_are_what_both_read_though_their_text_would_be_joined(
         assert one.input_ids[-len(sampled) :].tolist() == sampled
     assert batch.labels.tolist() == sampled
     assert tokenizer.decode(list(shown.prompt.teacher_ids or ())) == "cab" + prompt
+
+
+BRIEF = Path(str(resources.files("tutelage.text") / "templates" / "brief.j2"))
+
+
+@pytest.mark.parametrize("make", [row, plain])
+@pytest.mark.parametrize("context", COLUMNS)
+def test_the_brief_wording_shows_the_same_in_fewer_words(make, context) -> None:
+    before = rollouts(make(27), make(38))
+    after = view(context=context, wording=BRIEF).rollouts(before).rows
+    longer = view(context=context).rollouts(before).rows
+    for old, new, long, number, other in zip(
+        before, after, longer, (27, 38), (38, 27), strict=True
+    ):
+        column = COLUMNS[context]
+        source = other if context == "other" else number
+        if column is None:
+            assert new.prompt.teacher_ids == old.prompt.student_ids
+            continue
+        assert told(new).count(str(make(source)[column])) == 1
+        assert len(new.prompt.teacher_ids or ()) < len(long.prompt.teacher_ids or ())
+        assert ("27" in told(new) and "38" in told(new)) == (context == "other")
+
+
+def test_the_brief_wording_of_a_plain_prompt_is_a_line_before_the_problem() -> None:
+    def brief(context: str) -> str:
+        rows = rollouts(plain(27), plain(38))
+        return told(view(context=context, wording=BRIEF).rollouts(rows).rows[0])
+
+    assert brief("solution") == "Solution: Count on from 27: 28.\nProblem: 27 + 1 ="
+    assert brief("other") == "Other: 38 + 1 =Count on from 38: 39.\nProblem: 27 + 1 ="
+    assert brief("wrong") == "Solution: Count back from 27: 26.\nProblem: 27 + 1 ="
