@@ -187,3 +187,27 @@ def test_a_recipe_and_its_baselines_can_be_compared_as_equals(data: str, tmp_pat
     assert sft.objective.kind == "cross_entropy"
     assert not bare.baselines
     assert not sft.baselines
+
+
+def test_the_small_presets_follow_each_other(tmp_path: Path) -> None:
+    few = ("report.enabled=false", "evaluation.num_samples=0", "evaluation.num_token_rows=0")
+    base = [f"output={tmp_path / 'base'}", "training.num_steps=2", "training.warmup_steps=0"]
+    made = run_recipe(load("reasoning_base", [*base, "evaluation.num_rows=4", *few]))
+    shorter = [
+        f"output={tmp_path / 'opsd'}",
+        f"student.model={made.student}",
+        "training={num_steps: 2, rows_per_step: 8, warmup_steps: 0}",
+        "evaluation.num_rows=6",
+        "evaluation.written_rows=4",
+        *few,
+    ]
+    outcome = run_recipe(load("opsd_small", shorter))
+    names = [row["name"] for row in outcome.summary["rows"]]
+    assert names == [
+        *("before", "sft", "grpo", "no_clip", "pointwise", "budget"),
+        *("other_problem", "no_solution", "distilled"),
+    ]
+    assert all("reward" in row for row in outcome.summary["rows"])
+    # Without a solution both views are the same, and a frozen teacher has nothing to say.
+    same = next(row for row in outcome.summary["rows"] if row["name"] == "no_solution")
+    assert same["written_forward_kl"] == pytest.approx(0, abs=1e-6)

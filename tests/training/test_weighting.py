@@ -265,6 +265,7 @@ def test_a_student_learns_what_is_rewarded_and_the_log_says_so(tmp_path: Path) -
     lines = read_metrics(tmp_path / "metrics.jsonl", phase="train")
     rewards = [line["reward"] for line in lines]
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.2
+    assert all(0 <= reward <= 1 for reward in rewards)
     assert 0 < lines[0]["telling_share"] <= 1
 
 
