@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny_models import EOS, TURN_END, byte_tokenizer
 from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.records import Rollout
-from tutelage.text import COLUMNS, Formatter, TeacherView, TooLongError, collate
+from tutelage.text import COLUMNS, Formatter, TeacherView, TooLongError, collate, wording_file
 
 TOKENIZER = byte_tokenizer()
 THINKING = (
@@ -287,3 +287,43 @@ def test_the_sampled_ids_are_what_both_read_though_their_text_would_be_joined(
         assert one.input_ids[-len(sampled) :].tolist() == sampled
     assert batch.labels.tolist() == sampled
     assert tokenizer.decode(list(shown.prompt.teacher_ids or ())) == "cab" + prompt
+
+
+BRIEF = wording_file("brief")
+
+
+@pytest.mark.parametrize("make", [row, plain])
+@pytest.mark.parametrize("context", COLUMNS)
+def test_the_brief_wording_shows_the_same_in_fewer_words(make, context) -> None:
+    before = rollouts(make(27), make(38))
+    after = view(context=context, wording=BRIEF).rollouts(before).rows
+    longer = view(context=context).rollouts(before).rows
+    for old, new, long, number, other in zip(
+        before, after, longer, (27, 38), (38, 27), strict=True
+    ):
+        column = COLUMNS[context]
+        source = other if context == "other" else number
+        if column is None:
+            assert new.prompt.teacher_ids == old.prompt.student_ids
+            continue
+        assert told(new).count(str(make(source)[column])) == 1
+        assert len(new.prompt.teacher_ids or ()) < len(long.prompt.teacher_ids or ())
+        assert ("27" in told(new) and "38" in told(new)) == (context == "other")
+
+
+def test_the_brief_wording_of_a_plain_prompt_is_a_line_before_the_problem() -> None:
+    def brief(context: str) -> str:
+        rows = rollouts(plain(27), plain(38))
+        return told(view(context=context, wording=BRIEF).rollouts(rows).rows[0])
+
+    assert brief("solution") == "Solution: Count on from 27: 28.\nProblem: 27 + 1 ="
+    assert brief("other") == "Other: 38 + 1 =Count on from 38: 39.\nProblem: 27 + 1 ="
+    assert brief("wrong") == "Solution: Count back from 27: 26.\nProblem: 27 + 1 ="
+
+
+def test_a_wording_goes_by_its_name_or_by_its_path(tmp_path: Path) -> None:
+    assert wording_file("brief").is_file()
+    assert wording_file("brief").parent == wording_file("privileged").parent
+    assert wording_file(str(tmp_path / "own.j2")) == tmp_path / "own.j2"
+    assert wording_file("unheard_of") == Path("unheard_of")
+    assert wording_file("~/own.j2").is_absolute()

@@ -2,7 +2,7 @@
 
 from tutelage.text.chat import Formatted, Formatter, TooLongError
 from tutelage.text.collate import collate, cut, num_tokens
-from tutelage.text.contexts import COLUMNS, Context, Shown, TeacherView
+from tutelage.text.contexts import COLUMNS, Context, Shown, TeacherView, wording_file
 from tutelage.text.vocabulary import VocabularyMatch, match
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "cut",
     "match",
     "num_tokens",
+    "wording_file",
 ]

@@ -253,6 +253,12 @@ class _Writer:
         return worded
 
 
+def wording_file(name: str) -> Path:
+    """Where a wording is: one of the package's own by its name, such as `brief`, or a file."""
+    own = Path(str(files("tutelage.text"))) / "templates" / f"{name}.j2"
+    return own if name.isidentifier() and own.is_file() else Path(name).expanduser()
+
+
 def _wording(path: Path | None) -> Wording:
     if path is None:
         source = files("tutelage.text").joinpath("templates/privileged.j2").read_text("utf-8")

@@ -1,7 +1,6 @@
 """From settings to the teacher's view of the rows, and to the student as its own teacher."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from tutelage.models import CausalLM
 from tutelage.recipes.teaching.settings import SelfTeacherSettings
 from tutelage.students import LoraSettings
 from tutelage.teachers import AverageTeacher, LiveTeacher, Reader, SelfTeacher, self_teacher
-from tutelage.text import TeacherView
+from tutelage.text import TeacherView, wording_file
 
 _FLOAT32 = 4
 
@@ -38,7 +37,7 @@ def teacher_view(
         tokenizer=tokenizer,
         context=settings.context,
         column=settings.column,
-        wording=None if settings.wording is None else Path(settings.wording),
+        wording=None if settings.wording is None else wording_file(settings.wording),
         chat_template=settings.chat_template or template,
         template_kwargs=arguments if own is None else own,
         max_prompt_tokens=settings.max_prompt_tokens,

@@ -1,11 +1,10 @@
 """What contradicts itself where a student teaches itself."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from tutelage.recipes.teaching.settings import SelfTeacherSettings
 from tutelage.students import FreshStudent, PrunedStudent, StudentSettings, lora_of
-from tutelage.text import COLUMNS
+from tutelage.text import COLUMNS, wording_file
 
 
 def contradictions_of(settings: SelfTeacherSettings, student: StudentSettings) -> Iterator[str]:
@@ -59,8 +58,9 @@ def _of_context(settings: SelfTeacherSettings) -> Iterator[str]:
             f"teacher.column is {settings.column}, and teacher.context is {settings.context}, "
             "which reads none; it must be left out. Remove it, or choose another context."
         )
-    if settings.wording is not None and not Path(settings.wording).expanduser().is_file():
+    if settings.wording is not None and not wording_file(settings.wording).is_file():
         yield (
-            f"teacher.wording is {settings.wording}, which is no file; it must be a Jinja file. "
-            "Correct the path, or leave it out for the package's own wording."
+            f"teacher.wording is {settings.wording}, which is no file; it must be a Jinja file "
+            "or a wording of the package, such as brief. Correct the path, or leave it out for "
+            "the package's own long one."
         )
