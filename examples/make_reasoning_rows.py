@@ -28,7 +28,6 @@ import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
@@ -36,9 +35,8 @@ import reasoning_gym
 
 from tutelage.core.records import Prompt
 from tutelage.recipes.toy import byte_tokenizer
-from tutelage.text import TeacherView
+from tutelage.text import TeacherView, wording_file
 
-BRIEF = Path(str(resources.files("tutelage.text") / "templates" / "brief.j2"))
 ASKED = "State the final answer to the following arithmetic problem: {expression} ="
 NUM_HELD_OUT = {"+": 110, "-": 70, "*": 20}
 NUM_TRAIN = {"+": 340, "-": 200, "*": 60}
@@ -201,7 +199,9 @@ def full_small_row(problem: Problem, split: str) -> Row:
 def behind(rows: Sequence[Row], context: Literal["solution", "other"], *, seed: int) -> list[Row]:
     """The rows as the teacher reads them: their prompts behind a solution, in the brief words."""
     tokenizer = byte_tokenizer()
-    view = TeacherView(tokenizer=tokenizer, context=context, wording=BRIEF, seed=seed)
+    view = TeacherView(
+        tokenizer=tokenizer, context=context, wording=wording_file("brief"), seed=seed
+    )
     # The ids do nothing here but tell the rows apart.
     shown = view.prompts([Prompt(student_ids=(at,), row=row) for at, row in enumerate(rows)])
     texts = [str(tokenizer.decode(list(prompt.teacher_ids or ()))) for prompt in shown.rows]

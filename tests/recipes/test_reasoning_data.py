@@ -19,10 +19,9 @@ from tutelage.recipes.toy import byte_tokenizer
 from tutelage.rewards import ExactAnswerSettings, LastLine, Pattern, RewardSettings, make_verifier
 from tutelage.rewards import ReasoningGymSettings as GymSettings
 from tutelage.rollouts import read_rows
-from tutelage.text import Context, Formatter, TeacherView
+from tutelage.text import Context, Formatter, TeacherView, wording_file
 
 DATA = Path(str(resources.files("tutelage.recipes.presets") / "data"))
-BRIEF = Path(str(resources.files("tutelage.text") / "templates" / "brief.j2"))
 LAST_NUMBER = Pattern(pattern=r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 LAST_STEP = LastLine(after=";")
 FULL = {"reasoning": LAST_NUMBER, "reasoning_small": LAST_STEP}
@@ -141,7 +140,10 @@ def test_prompts_completions_and_teachers_prompts_keep_to_the_presets_limits(
     contexts: list[Context] = ["solution", "answer", "other", "none", "wrong"]
     for context in contexts:
         view = TeacherView(
-            tokenizer=reader.tokenizer, context=context, wording=BRIEF, max_prompt_tokens=shown
+            tokenizer=reader.tokenizer,
+            context=context,
+            wording=wording_file("brief"),
+            max_prompt_tokens=shown,
         )
         assert view.rollouts(read).cut == []
 

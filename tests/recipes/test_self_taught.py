@@ -186,6 +186,14 @@ def test_a_missing_column_stops_before_any_weight_is_read(model, data, tmp_path)
         prepared(recipe, student_tokenizer(recipe))
 
 
+def test_a_wording_of_the_package_goes_by_its_name(model, data, tmp_path) -> None:
+    recipe = taught(model, data, tmp_path, "teacher.wording=brief")
+    assert list(contradictions(recipe)) == []
+    tokenizer = student_tokenizer(recipe)
+    row = prepare_rows(recipe, tokenizer).training[0]
+    assert "Now answer the question." in str(tokenizer.decode(row.prompt.teacher_ids))
+
+
 def test_held_out_rows_lend_no_solution_to_training_rows(model, data, tmp_path) -> None:
     recipe = taught(model, data, tmp_path, "teacher.context=other")
     tokenizer = student_tokenizer(recipe)

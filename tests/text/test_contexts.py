@@ -1,7 +1,6 @@
 """What only the teacher reads: worded, cut in its middle alone, before the very same completion."""
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny_models import EOS, TURN_END, byte_tokenizer
 from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.records import Rollout
-from tutelage.text import COLUMNS, Formatter, TeacherView, TooLongError, collate
+from tutelage.text import COLUMNS, Formatter, TeacherView, TooLongError, collate, wording_file
 
 TOKENIZER = byte_tokenizer()
 THINKING = (
@@ -290,7 +289,7 @@ def test_the_sampled_ids_are_what_both_read_though_their_text_would_be_joined(
     assert tokenizer.decode(list(shown.prompt.teacher_ids or ())) == "cab" + prompt
 
 
-BRIEF = Path(str(resources.files("tutelage.text") / "templates" / "brief.j2"))
+BRIEF = wording_file("brief")
 
 
 @pytest.mark.parametrize("make", [row, plain])
@@ -320,3 +319,11 @@ def test_the_brief_wording_of_a_plain_prompt_is_a_line_before_the_problem() -> N
     assert brief("solution") == "Solution: Count on from 27: 28.\nProblem: 27 + 1 ="
     assert brief("other") == "Other: 38 + 1 =Count on from 38: 39.\nProblem: 27 + 1 ="
     assert brief("wrong") == "Solution: Count back from 27: 26.\nProblem: 27 + 1 ="
+
+
+def test_a_wording_goes_by_its_name_or_by_its_path(tmp_path: Path) -> None:
+    assert wording_file("brief").is_file()
+    assert wording_file("brief").parent == wording_file("privileged").parent
+    assert wording_file(str(tmp_path / "own.j2")) == tmp_path / "own.j2"
+    assert wording_file("unheard_of") == Path("unheard_of")
+    assert wording_file("~/own.j2").is_absolute()

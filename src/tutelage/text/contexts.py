@@ -42,13 +42,6 @@ _NEAR = 24
 Kept = TypeVar("Kept")
 
 
-def wording_file(name: str) -> Path:
-    """The file of a wording: `brief` is the package's short one, all else is a path."""
-    if name == "brief":
-        return Path(str(files("tutelage.text") / "templates" / "brief.j2"))
-    return Path(name).expanduser()
-
-
 @final
 @dataclass(frozen=True, kw_only=True)
 class Shown(Generic[Kept]):
@@ -258,6 +251,12 @@ class _Writer:
                 )
                 raise ConfigError(message)
         return worded
+
+
+def wording_file(name: str) -> Path:
+    """Where a wording is: one of the package's own by its name, such as `brief`, or a file."""
+    own = Path(str(files("tutelage.text"))) / "templates" / f"{name}.j2"
+    return own if name.isidentifier() and own.is_file() else Path(name).expanduser()
 
 
 def _wording(path: Path | None) -> Wording:

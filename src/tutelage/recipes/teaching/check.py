@@ -60,6 +60,7 @@ def _of_context(settings: SelfTeacherSettings) -> Iterator[str]:
         )
     if settings.wording is not None and not wording_file(settings.wording).is_file():
         yield (
-            f"teacher.wording is {settings.wording}, which is no file; it must be a Jinja file or "
-            "brief. Correct the path, or leave it out for the package's own wording."
+            f"teacher.wording is {settings.wording}, which is no file; it must be a Jinja file "
+            "or a wording of the package, such as brief. Correct the path, or leave it out for "
+            "the package's own long one."
         )

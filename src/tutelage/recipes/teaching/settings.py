@@ -34,8 +34,8 @@ class SelfTeacherSettings(Settings):
     column: str | None = None
     """Where it is read from; null is the column solution, answer, feedback or wrong_solution."""
     wording: str | None = None
-    """How the teacher's question is worded: a Jinja file; `brief`, the package's shortest words,
-    for small models; null is the package's own wording."""
+    """How the teacher's question is worded: null in the package's own long words, `brief` in short
+    ones for small models, or by a Jinja file of yours."""
     chat_template: str | None = None
     """A Jinja template for the teacher's view of a conversation; null is the student's."""
     template_arguments: Mapping[str, Any] | None = None
