@@ -190,7 +190,7 @@ def test_a_wording_of_the_package_goes_by_its_name(model, data, tmp_path) -> Non
     recipe = taught(model, data, tmp_path, "teacher.wording=brief")
     assert list(contradictions(recipe)) == []
     tokenizer = student_tokenizer(recipe)
-    row = prepare_rows(recipe, tokenizer).training[0]
+    row = prepared(recipe, tokenizer).training[0]
     assert "Now answer the question." in str(tokenizer.decode(row.prompt.teacher_ids))
 
 
