@@ -75,7 +75,7 @@ def test_a_rewarded_run_logs_rewards_and_shows_them(data: str, tmp_path: Path) -
     assert {"reward", "written_tokens"} <= rows["before"].keys()
     assert rows["distilled"]["generated_tokens"] == sum(line["generated_tokens"] for line in train)
     assert outcome.report is not None
-    assert "Reward" in outcome.report.read_text(encoding="utf-8")
+    assert "The reward of its answers to held-out prompts" in outcome.report.read_text("utf-8")
 
 
 def test_what_a_clip_does_is_measured_on_the_students_own_text(data: str, tmp_path: Path) -> None:

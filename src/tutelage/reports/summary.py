@@ -89,7 +89,11 @@ def headline(run: RunRecord, rows: Sequence[Row]) -> Headline:
         lead = f"{so_far}the student is {plain(end)} nats a token away from its teacher."
     else:
         lead = _headline_without_teacher(before, after, so_far)
-    more = [*_top1_sentence(before, after), *_baseline_sentences(rows, end)]
+    more = [
+        *_reward_sentence(before, after),
+        *_top1_sentence(before, after),
+        *_baseline_sentences(rows, end),
+    ]
     if not run.finished:
         more.append("This run has not finished: the numbers are those of its latest evaluation.")
     return Headline(lead=lead[:1].upper() + lead[1:], more=more)
@@ -101,6 +105,15 @@ def _headline_without_teacher(before: Row, after: Row, so_far: str) -> str:
         verb = "fell" if end < start else "rose"
         return f"{so_far}held-out perplexity {verb} from {plain(start)} to {plain(end)}."
     return "Nothing has been measured on held-out text yet."
+
+
+def _reward_sentence(before: Row, after: Row) -> list[str]:
+    start, end = finite(before.get("reward")), finite(after.get("reward"))
+    if start is None or end is None:
+        return []
+    change = "rose" if end > start else "fell" if end < start else "stayed"
+    ends = f"at {plain(end)}" if end == start else f"from {plain(start)} to {plain(end)}"
+    return [f"The reward of its answers to held-out prompts {change} {ends}."]
 
 
 def _top1_sentence(before: Row, after: Row) -> list[str]:
