@@ -39,7 +39,7 @@ from tutelage.recipes.tree import preset_names
 from tutelage.reports import Comparison
 from tutelage.text import collate
 
-TOYS = ("tiny", "tiny_on_policy")
+TOYS = ("tiny", "tiny_on_policy", "reasoning_base")
 """Presets that read nothing but the package."""
 
 
