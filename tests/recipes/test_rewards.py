@@ -1,6 +1,7 @@
 """Recipes that learn from rewards, and what students write to held-out prompts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from tests.cli.conftest import FAST
 from tests.tiny_models import byte_tokenizer
 from tutelage.core.errors import ConfigError
+from tutelage.core.records import Prompt, Rollout
+from tutelage.evaluation import written_numbers
 from tutelage.recipes.assemble import assemble, make_student
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import Recipe, alone, baseline, load
@@ -208,6 +211,18 @@ def test_the_small_presets_follow_each_other(tmp_path: Path) -> None:
         *("other_problem", "no_solution", "distilled"),
     ]
     assert all("reward" in row for row in outcome.summary["rows"])
+    # A baseline with another teacher is measured against that one, from its start on.
+    other = lines(tmp_path / "opsd" / "baselines" / "other_problem" / "metrics.jsonl")[0]
+    own = lines(tmp_path / "opsd" / "metrics.jsonl")[0]
+    assert other["step"] == own["step"] == 0
+    assert other["written_forward_kl"] != own["written_forward_kl"]
     # Without a solution both views are the same, and a frozen teacher has nothing to say.
     same = next(row for row in outcome.summary["rows"] if row["name"] == "no_solution")
     assert same["written_forward_kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_standard_error_of_a_reward_is_that_of_its_mean() -> None:
+    row = Rollout(prompt=Prompt(student_ids=(1,)), completion_ids=(2, 3))
+    numbers = written_numbers([replace(row, reward=reward) for reward in (1.0, 0.0, 0.0, 0.0)])
+    assert numbers["reward"] == 0.25
+    assert numbers["reward_standard_error"] == pytest.approx(0.25)
