@@ -129,11 +129,7 @@ def measure(
 ) -> Measured:
     """Both models' measures for each of the batch's N tokens, in the student's current mode."""
     chosen = options or EvaluationOptions()
-    view = batch.student
-    with torch.autocast(
-        view.input_ids.device.type, dtype=chosen.dtype, enabled=chosen.dtype is not None
-    ):
-        hidden = student.hidden(view)[view.predicts]
+    hidden = hidden_of(student, batch, chosen)
     target = None if teacher is None else _whole(teacher.score(batch))
     own = HiddenTarget(hidden=hidden, head=student.head, labels=batch.labels)
     num_shared = min(_num_real(side) for side in (own, target) if side is not None)
@@ -145,6 +141,15 @@ def measure(
         teacher_excluded=None if target is None else _excluded(target, num_shared, chosen.fused),
         offset_in_row=batch.offset_in_row,
     )
+
+
+def hidden_of(
+    student: CausalLM, batch: TokenBatch, options: EvaluationOptions
+) -> Float[Tensor, "N D"]:
+    """The student's hidden states where the batch's N tokens are predicted."""
+    view, half = batch.student, options.dtype
+    with torch.autocast(view.input_ids.device.type, dtype=half, enabled=half is not None):
+        return student.hidden(view)[view.predicts]
 
 
 def _whole(target: Target) -> HiddenTarget | LogitsTarget:

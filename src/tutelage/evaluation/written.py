@@ -12,7 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.core.records import Rollout, TokenBatch
 from tutelage.core.targets import HiddenTarget
-from tutelage.evaluation.divergence import EvaluationOptions, evaluate_divergence
+from tutelage.evaluation.divergence import (
+    EvaluationOptions,
+    evaluate_divergence,
+    hidden_of,
+)
 from tutelage.evaluation.undisturbed import undisturbed
 from tutelage.models import CausalLM
 from tutelage.objectives import ClipMeasures, Objective, clip_measures, overlap_ratio
@@ -170,14 +174,12 @@ def _score_blocks(
     student: CausalLM, teacher: Teacher, batch: TokenBatch, options: EvaluationOptions
 ) -> Iterable[tuple[Float[Tensor, "B V"], Float[Tensor, "B V"]]]:
     """Both sides' scores over the entries they share."""
-    view, half = batch.student, options.dtype
-    with torch.autocast(view.input_ids.device.type, dtype=half, enabled=half is not None):
-        hidden = student.hidden(view)[view.predicts]
+    hidden = hidden_of(student, batch, options)
     target = teacher.score(batch)
     assert isinstance(target, HiddenTarget)  # noqa: S101  no teacher makes others yet
     for start in range(0, len(hidden), _BLOCK):
         block = slice(start, start + _BLOCK)
-        mine = plain_logits(hidden[block], student.head, half)
+        mine = plain_logits(hidden[block], student.head, options.dtype)
         theirs = plain_logits(target.hidden[block], target.head)
         num_shared = min(mine.shape[-1], theirs.shape[-1])
         yield mine[:, :num_shared], theirs[:, :num_shared]

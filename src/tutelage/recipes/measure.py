@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -56,7 +57,11 @@ class Measurer:
         self._student = student
         self._report: DivergenceReport | None = None
         self._written: Mapping[str, float] | None = None
-        self._writer = _writer(recipe, work)
+
+    @cached_property
+    def _writer(self) -> Writer:
+        # Only where something is written: a verifier asks the machine what it grants.
+        return _writer(self._recipe, self._work)
 
     def __call__(self) -> Mapping[str, float]:
         """The numbers, as the trainer logs them."""
