@@ -33,16 +33,26 @@ class Anatomy:
     """The config's name for the logits' soft cap; its value may be None."""
     layer_index_matters: tuple[str, ...] = ()
     """Config switches under which a layer computes differently at another depth."""
+    mlp: str = "mlp"
+    """The feed-forward part of one layer, from the layer down."""
+    gated: bool = False
+    """Whether it is down(act(gate(x)) * up(x)) with linear maps `gate_proj up_proj down_proj`."""
+    router: str | None = None
+    """What chooses among experts, from the feed-forward part down; None where it is dense."""
+    experts: str | None = None
+    """The stacked experts, likewise."""
 
 
 _LLAMA = Anatomy()
+_GATED = Anatomy(gated=True)
+_EXPERTS = Anatomy(router="gate", experts="experts")
 
 FAMILIES: dict[str, Anatomy] = {
-    "cohere": Anatomy(multiplier="logit_scale"),
-    "cohere2": Anatomy(multiplier="logit_scale"),
-    "gemma": _LLAMA,
-    "gemma2": Anatomy(softcap="final_logit_softcapping"),
-    "gemma3_text": Anatomy(softcap="final_logit_softcapping"),
+    "cohere": Anatomy(gated=True, multiplier="logit_scale"),
+    "cohere2": Anatomy(gated=True, multiplier="logit_scale"),
+    "gemma": _GATED,
+    "gemma2": Anatomy(gated=True, softcap="final_logit_softcapping"),
+    "gemma3_text": Anatomy(gated=True, softcap="final_logit_softcapping"),
     "gpt2": Anatomy(
         backbone="transformer",
         embedding="transformer.wte",
@@ -56,16 +66,19 @@ FAMILIES: dict[str, Anatomy] = {
         layers="gpt_neox.layers",
         final_norm="gpt_neox.final_layer_norm",
     ),
-    "granite": Anatomy(divisor="logits_scaling"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "olmo2": _LLAMA,
-    "olmo3": _LLAMA,
+    "granite": Anatomy(gated=True, divisor="logits_scaling"),
+    "llama": _GATED,
+    "mistral": _GATED,
+    "mixtral": _EXPERTS,
+    "olmo2": _GATED,
+    "olmo3": _GATED,
     "phi": Anatomy(final_norm="model.final_layernorm"),
     "phi3": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "smollm3": _LLAMA,
+    "qwen2": _GATED,
+    "qwen2_moe": _EXPERTS,
+    "qwen3": _GATED,
+    "qwen3_moe": _EXPERTS,
+    "smollm3": _GATED,
     "starcoder2": _LLAMA,
 }
 
