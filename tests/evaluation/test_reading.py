@@ -9,7 +9,13 @@ import torch
 from tests.tiny_models import byte_tokenizer, tiny_llama
 from tutelage.core.errors import DataError
 from tutelage.core.records import Prompt
-from tutelage.evaluation import generate_samples, shown_prompt, token_rows, tokens_per_second
+from tutelage.evaluation import (
+    Writer,
+    generate_samples,
+    shown_prompt,
+    token_rows,
+    tokens_per_second,
+)
 from tutelage.evaluation.tokens import token_texts
 from tutelage.models import CausalLM
 from tutelage.rollouts.engines import Sampling
@@ -65,9 +71,8 @@ def test_special_tokens_and_leading_spaces_are_shown() -> None:
 
 def test_samples_show_prompt_answer_and_reference_and_repeat_with_their_seed() -> None:
     def said(lm: CausalLM, seed: int) -> list[dict]:
-        return generate_samples(
-            lm, ROWS, tokenizer=TOKENIZER, sampling=SAMPLING, seed=seed, when="before"
-        )
+        writer = Writer(sampling=SAMPLING, tokenizer=TOKENIZER, seed=seed)
+        return generate_samples(lm, ROWS, writer=writer, when="before")
 
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -79,6 +84,13 @@ def test_samples_show_prompt_answer_and_reference_and_repeat_with_their_seed() -
     assert said(STUDENT, 0) == first
     assert said(STUDENT, 1) != first
     assert said(TEACHER, 0) != first
+
+
+def test_padding_of_the_vocabulary_is_never_drawn() -> None:
+    greedy = Sampling(max_completion_tokens=6, temperature=0.0)
+    writer = Writer(sampling=greedy, tokenizer=TOKENIZER, num_real=3)
+    for row in writer.write(STUDENT, ROWS, dtype=None):
+        assert max(row.completion_ids) < 3
 
 
 @pytest.mark.parametrize(

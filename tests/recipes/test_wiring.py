@@ -1,6 +1,7 @@
 """What a recipe says reaches what is built from it: seeds, rows, dtypes, precisions, the pair."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from tests.cli.conftest import FAST
 from tests.tiny_models import tiny_llama
 from tutelage.core.errors import ConfigError
+from tutelage.core.run_log import RunFolder, read_jsonl
 from tutelage.core.targets import HiddenTarget
 from tutelage.recipes.assemble import (
     SharedWork,
@@ -22,6 +24,7 @@ from tutelage.recipes.assemble import (
 )
 from tutelage.recipes.check import check_recipe
 from tutelage.recipes.config import Recipe, baseline, load
+from tutelage.recipes.measure import Measurer, Scribe
 from tutelage.recipes.narrator import Silence
 from tutelage.recipes.rows import Rows, prepare_rows
 from tutelage.recipes.toy import byte_tokenizer
@@ -174,6 +177,27 @@ def test_a_precision_holds_for_training_and_for_measuring(
     assert options.dtype == dtype
     assert options.fused.matmul_dtype == dtype
     assert trainer_of(recipe, tmp_path).settings == recipe.training
+
+
+def test_padding_of_the_vocabulary_is_never_written_when_measuring(tmp_path: Path) -> None:
+    teacher, folder = save(tmp_path / "t"), tmp_path / "s"
+    model = tiny_llama(vocab_size=264, tie_word_embeddings=False)
+    with torch.no_grad():
+        # Whatever the text, the likeliest entries of all are padding.
+        model.lm_head.weight[-1] = -100 * model.lm_head.weight[-2]
+        model.lm_head.weight[-2] *= 100
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    recipe = tiny(f"teacher={teacher}", f"student={folder}", "evaluation.written_rows=2")
+    work = work_of(recipe)
+    student = make_student(recipe, work)
+    assert work.num_real(recipe) == len(byte_tokenizer())
+    found = Measurer(recipe, work, student).written()
+    assert math.isfinite(found["written_forward_kl"])
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    Scribe(recipe=recipe, work=work, folder=run, narrator=Silence()).samples("before", student)
+    assert all(line["completion"] for line in read_jsonl(run.samples))
 
 
 def test_what_a_recipe_names_is_what_its_trainer_has(tmp_path: Path) -> None:

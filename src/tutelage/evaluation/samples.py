@@ -3,45 +3,34 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.core.records import Prompt, Rollout
-from tutelage.evaluation.undisturbed import undisturbed
+from tutelage.evaluation.written import Writer
 from tutelage.models import CausalLM
-from tutelage.rollouts.engines import Sampling, write
 
 
 def generate_samples(
-    lm: CausalLM,
-    rollouts: Sequence[Rollout],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    sampling: Sampling,
-    seed: int,
-    when: str,
+    lm: CausalLM, rollouts: Sequence[Rollout], *, writer: Writer, when: str
 ) -> list[dict[str, Any]]:
     """One line of samples.jsonl for each row: its prompt, what the model says, what the data says.
 
-    The same seed gives the same random numbers to every model, so that two models' answers differ
-    by the models alone. Training notices nothing.
+    The same writer gives the same random numbers to every model, so that two models' answers
+    differ by the models alone. Training notices nothing.
 
     Args:
         when: `before`, `after`, `teacher` or a baseline's name, written into every line.
     """
-    prompts = [rollout.prompt.student_ids for rollout in rollouts]
-    generator = torch.Generator().manual_seed(seed)
-    with undisturbed(lm):
-        completions = write(lm, prompts, sampling, generator=generator)
+    said = writer.write(lm, rollouts, dtype=None)
     return [
         {
             "when": when,
-            "prompt": shown_prompt(rollout.prompt, tokenizer),
-            "completion": _text(completion.ids, tokenizer),
-            "reference": _text(rollout.completion_ids, tokenizer),
-            "truncated": completion.truncated,
+            "prompt": shown_prompt(rollout.prompt, writer.tokenizer),
+            "completion": _text(own.completion_ids, writer.tokenizer),
+            "reference": _text(rollout.completion_ids, writer.tokenizer),
+            "truncated": own.truncated,
         }
-        for rollout, completion in zip(rollouts, completions, strict=True)
+        for rollout, own in zip(rollouts, said, strict=True)
     ]
 
 

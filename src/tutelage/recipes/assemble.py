@@ -67,6 +67,21 @@ class Work:
         default_factory=dict[str, tuple[Any, dict[str, Any]]]
     )
     """What was measured of students before their first step, by the settings they come from."""
+    checked: dict[str, int | None] = field(default_factory=dict[str, int | None])
+    """What `num_real` found, by the pair it was asked for."""
+
+    def num_real(self, recipe: Recipe) -> int | None:
+        """Entries of the vocabulary that are real; None where none is padding.
+
+        Raises:
+            ConfigError: the recipe's student and teacher do not speak one language.
+        """
+        pair = json.dumps(
+            recipe.model_dump(mode="json", include={"student", "teacher"}), sort_keys=True
+        )
+        if pair not in self.checked:
+            self.checked[pair] = check_vocabularies(recipe, self.tokenizer)
+        return self.checked[pair]
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +94,7 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
     ranks = Ranks(track_with=recipe.training.track_with, folder=folder)
     with narrator.stage("Reading the rows"):
         tokenizer = student_tokenizer(recipe)
-        check_vocabularies(recipe, tokenizer)
+        num_real = check_vocabularies(recipe, tokenizer)
         rows = prepare_rows(recipe, tokenizer)
         shapes = {"student": student_config(recipe), "teacher": teacher_config(recipe)}
         refuse_no_room(recipe, rows.training, shapes)
@@ -93,7 +108,7 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         model = load_teacher(recipe, ranks.device)
     teacher = LiveTeacher(
         model.lm,
-        num_real=check_vocabularies(recipe, tokenizer),
+        num_real=num_real,
         remember_bytes=recipe.teacher.remember_megabytes * 2**20,
     )
     return Work(tokenizer=tokenizer, rows=rows, teacher_model=model, teacher=teacher, ranks=ranks)
@@ -153,7 +168,7 @@ def taught(recipe: Recipe, work: Work, student: LoadedModel) -> Work:
     teacher = build_teacher(
         recipe.teacher,
         student.lm,
-        num_real=check_vocabularies(recipe, work.tokenizer),
+        num_real=work.num_real(recipe),
         dtype=evaluation_options(recipe).dtype,
     )
     return replace(work, rows=with_views(work.rows, recipe, work.tokenizer), teacher=teacher)
@@ -186,8 +201,7 @@ def make_trainer(
 ) -> Trainer:
     """Everything one optimiser step needs, from the recipe's settings."""
     teacher = None if work.teacher_model is None else work.teacher_model.lm
-    num_real = check_vocabularies(recipe, work.tokenizer)
-    writers = Writers(student=student.lm, teacher=teacher, num_real=num_real)
+    writers = Writers(student=student.lm, teacher=teacher, num_real=work.num_real(recipe))
     rollouts = make_rollouts(recipe, work.rows.training, writers, work.ranks)
     if writes(recipe.rollouts):
         hooks = (*hooks, RolloutScribe(RunFolder(output).rollouts, work.tokenizer))

@@ -123,6 +123,7 @@ def _writer(recipe: Recipe, work: Work) -> Writer:
         ),
         tokenizer=work.tokenizer,
         verifier=None if recipe.reward is None else make_verifier(recipe.reward),
+        num_real=work.num_real(recipe),
         seed=seed_for(recipe.seed, "written"),
     )
 
@@ -180,17 +181,15 @@ class Scribe:
         rollouts = self.work.rows.held_out[: self.recipe.evaluation.num_samples]
         if not rollouts:
             return
-        sampling = Sampling(
-            max_completion_tokens=self.recipe.evaluation.max_sample_tokens, temperature=0.0
-        )
-        lines = generate_samples(
-            model.lm,
-            rollouts,
+        writer = Writer(
+            sampling=Sampling(
+                max_completion_tokens=self.recipe.evaluation.max_sample_tokens, temperature=0.0
+            ),
             tokenizer=self.work.tokenizer,
-            sampling=sampling,
+            num_real=self.work.num_real(self.recipe),
             seed=seed_for(self.recipe.seed, "samples"),
-            when=when,
         )
+        lines = generate_samples(model.lm, rollouts, writer=writer, when=when)
         _replace_lines(self.folder.samples, when, lines)
 
     def _positions(self, when: str, report: DivergenceReport) -> None:
