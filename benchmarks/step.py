@@ -1,13 +1,17 @@
-"""A whole off-policy step beside TRL's trainer and plain transformers code, on the same rows.
+"""A whole step beside TRL's trainer and plain transformers code, on the same rows.
 
     python -m benchmarks.step --quick               one round, one thread, the random pair
     python -m benchmarks.step                       three rounds, one thread and all of them
     python -m benchmarks.step --pair demo           SmolLM2 and its pruned student, the demo's rows
+    python -m benchmarks.step --new-tokens 96       on-policy: the student completes the prompts
 
 It needs `pip install -e '.[benchmarks]'`; what is not installed is left out and said so. Same rows,
 same first weights, same optimizer; a process for each implementation, rounds interleaved. TRL's
 stable DistillationTrainer is missing on purpose: it trains on the student's own samples only, so it
-has no off-policy step to compare (its loss is in `benchmarks.loss`).
+has no off-policy step to compare (its loss is in `benchmarks.loss`). On-policy, everyone samples at
+temperature 1 from the whole distribution, at most that many tokens a row, and the speed counts the
+tokens that the student wrote and was trained on. TRL's default, gradient checkpointing, switches
+the generation's cache off; without checkpointing the cache is on.
 """
 
 import math
@@ -36,8 +40,7 @@ REFERENCE = "transformers Trainer, full logits, fp32"
 YARDSTICK = "TRL GKD, defaults (bf16, checkpointing)"
 NOTES = """\
 {steps} timed steps after a first one, {rounds} interleaved rounds, medians. Memory is the peak over
-the two loaded models. Losses are compared, step by step, with the plain fp32 ones; those in fp32
-differ by at most {most} nats. Machine: {machine}; huge pages for all (THP_MEM_ALLOC_ENABLE=1). A
+the two loaded models. {losses} Machine: {machine}; huge pages for all (THP_MEM_ALLOC_ENABLE=1). A
 fixed matrix product in every process varied by a factor of {spread}."""
 
 
@@ -91,13 +94,30 @@ class Plan:
 
     pair: PairName
     num_steps: int
+    new_tokens: int
+    """The most that the student writes for each prompt; 0 trains on the rows as they are."""
     sweep: Sweep
+
+    @property
+    def title(self) -> str:
+        """What the tables are called."""
+        written = f", {self.new_tokens} new tokens at most" if self.new_tokens else ""
+        return f"{self.pair} pair{written}"
+
+    def includes(self, implementation: Implementation) -> bool:
+        """Whether it is asked for, and can do the work: the plain ones cannot write."""
+        can = not self.new_tokens or implementation.group != "naive"
+        return can and self.sweep.only in implementation.name
 
 
 def jobs_of(plan: Plan, work_folder: Path, *, threads: int) -> list[Job]:
     """One job for each implementation that is asked for and installed."""
     has_trl = not missing_of(["trl"])
-    shared = {"folder": str(work_folder), "num_steps": plan.num_steps, "pair": plan.pair}
+    shared = {
+        "folder": str(work_folder),
+        "num_steps": plan.num_steps,
+        "new_tokens": plan.new_tokens,
+    }
     return [
         Job(
             name=implementation.name,
@@ -107,7 +127,7 @@ def jobs_of(plan: Plan, work_folder: Path, *, threads: int) -> list[Job]:
             memory_bytes=address_space(),
         )
         for implementation in IMPLEMENTATIONS
-        if plan.sweep.only in implementation.name and (has_trl or implementation.group != "trl")
+        if plan.includes(implementation) and (has_trl or implementation.group != "trl")
     ]
 
 
@@ -158,15 +178,26 @@ def table_of(rows: Mapping[str, Judged]) -> str:
     return markdown_table(columns, lines)
 
 
+def said_of_losses(plan: Plan, answers: Mapping[str, Sequence[Answer]]) -> str:
+    """What may be compared of the losses: nothing where everyone writes rows of their own."""
+    if plan.new_tokens:
+        return "Everyone trains on samples of their own, so no losses are compared."
+    fp32 = [value for name, value in loss_differences(answers).items() if "fp32" in name]
+    most = in_short(max(fp32, default=math.nan), digits=2)
+    return (
+        "Losses are compared, step by step, with the plain fp32 ones; those in fp32 differ by at "
+        f"most {most} nats."
+    )
+
+
 def body_of(plan: Plan, answers: Mapping[str, Sequence[Answer]], *, threads: int) -> list[str]:
     """The table with what a reader must know to trust it."""
     floors = floors_of(answers)
     rows = judged(answers, threads=threads, floors=floors)
-    fp32 = [value for name, value in loss_differences(answers).items() if "fp32" in name]
     notes = NOTES.format(
         steps=plan.num_steps - 1,
         rounds=plan.sweep.num_rounds,
-        most=in_short(max(fp32, default=math.nan), digits=2),
+        losses=said_of_losses(plan, answers),
         machine=machine_line(),
         spread=in_short(spread(floors)),
     )
@@ -185,14 +216,15 @@ def prepared(plan: Plan) -> Path:
 def run(plan: Plan) -> str:
     """Measure everything the plan asks for; returns the Markdown and keeps it with the numbers."""
     work_folder = prepared(plan)
-    notebook = Notebook(name=f"step-{plan.pair}", folder=plan.sweep.folder)
+    kind = "on-policy" if plan.new_tokens else "step"
+    notebook = Notebook(name=f"{kind}-{plan.pair}", folder=plan.sweep.folder)
     for threads in plan.sweep.threads:
-        print(f"{plan.pair} pair, threads: {threads}", file=sys.stderr)
+        print(f"{plan.title}, threads: {threads}", file=sys.stderr)
         jobs = jobs_of(plan, work_folder, threads=threads)
         answers = interleaved(jobs, num_rounds=plan.sweep.num_rounds)
         numbers = {"answers": answers, "loss_differences": loss_differences(answers)}
         body = body_of(plan, answers, threads=threads)
-        notebook.add(f"{plan.pair} pair", threads=threads, body=body, numbers=numbers)
+        notebook.add(plan.title, threads=threads, body=body, numbers=numbers)
     shutil.rmtree(work_folder)
     return notebook.text
 
@@ -201,11 +233,17 @@ def plan_from(words: Sequence[str] | None = None) -> Plan:
     """The plan that the command line asks for."""
     parser = parser_for(__doc__, quick="two steps")
     parser.add_argument("--pair", choices=("random", "demo"), default="random")
+    parser.add_argument("--new-tokens", type=int, default=0, help="on-policy; 0 is off-policy")
     parser.add_argument("--steps", type=int, default=4, help="steps a round, the first untimed")
     asked = parser.parse_args(words)
     if asked.steps < 2:
         parser.error(f"--steps is {asked.steps}; it must be 2 or more: the first is not timed.")
-    return Plan(pair=asked.pair, num_steps=2 if asked.quick else asked.steps, sweep=sweep_of(asked))
+    return Plan(
+        pair=asked.pair,
+        num_steps=2 if asked.quick else asked.steps,
+        new_tokens=asked.new_tokens,
+        sweep=sweep_of(asked),
+    )
 
 
 if __name__ == "__main__":

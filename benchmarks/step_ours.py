@@ -20,22 +20,26 @@ from benchmarks.step_work import (
 from tutelage.core.records import Prompt, Rollout
 from tutelage.models import CausalLM
 from tutelage.objectives import from_settings
-from tutelage.rollouts import DatasetRollouts
+from tutelage.rollouts import DatasetRollouts, Order, RolloutSource, StudentRollouts, Writing
+from tutelage.rollouts.engines import Sampling
 from tutelage.teachers import LiveTeacher
-from tutelage.training import Event, Started, StepDone, Trainer, TrainingSettings
+from tutelage.training import Collected, Event, Started, StepDone, Trainer, TrainingSettings
 
 
 class StepEnds:
     """Ends one step and begins the next where the trainer says that a step is done."""
 
-    def __init__(self, clock: StepClock) -> None:
+    def __init__(self, clock: StepClock, *, counts_written: bool) -> None:
         self._clock = clock
+        self._counts_written = counts_written
 
     def __call__(self, event: Event) -> None:
         """Listen to the trainer."""
         match event:
             case Started():
                 self._clock.begin()
+            case Collected(rollouts=rows) if self._counts_written:
+                self._clock.written.append(sum(len(row.completion_ids) for row in rows))
             case StepDone(record=record):
                 self._clock.losses.append(record.totals.loss)
                 self._clock.end()
@@ -69,6 +73,18 @@ def rollouts_of(batches: list[Batch]) -> list[Rollout]:
     ]
 
 
+def source_of(asked: Answer, batches: list[Batch], student: CausalLM) -> RolloutSource:
+    """The rows as they are, or the student's own completions of their prompts."""
+    rows = rollouts_of(batches)
+    if not asked["new_tokens"]:
+        return DatasetRollouts(rows, shuffle=False)
+    writing = Writing(
+        sampling=Sampling(max_completion_tokens=asked["new_tokens"]),
+        dtype=torch.bfloat16 if asked["precision"] == "bf16" else None,
+    )
+    return StudentRollouts(student, [row.prompt for row in rows], writing, Order(shuffle=False))
+
+
 def work(asked: Answer) -> Answer:
     """Load, forget the memory peak, train."""
     torch.set_num_threads(asked["threads"])
@@ -83,9 +99,9 @@ def work(asked: Answer) -> Answer:
         student=student,
         teacher=LiveTeacher(teacher),
         objective=from_settings({"kind": "forward_kl"}),
-        rollouts=DatasetRollouts(rollouts_of(batches), shuffle=False),
+        rollouts=source_of(asked, batches, student),
         settings=settings_of(asked, batches),
-        hooks=[StepEnds(clock)],
+        hooks=[StepEnds(clock, counts_written=bool(asked["new_tokens"]))],
     ).train()
     return clock.answer(batches, memory_bytes=peak_bytes() - held)
 

@@ -26,11 +26,20 @@ from benchmarks.step_work import (
     read_batches,
 )
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 
 def padded(rows: Batch) -> dict[str, torch.Tensor]:
-    """A batch as transformers reads it: padded to its longest row, -100 where not trained."""
+    """A batch as transformers reads it: padded to its longest row, -100 where not trained.
+
+    Its prompts come again, padded on the left, for trainers that complete them.
+    """
     longest = max(len(prompt) + len(completion) for prompt, completion in rows)
     ids, mask, labels = [], [], []
     for prompt, completion in rows:
@@ -38,7 +47,16 @@ def padded(rows: Batch) -> dict[str, torch.Tensor]:
         ids.append(prompt + completion + [0] * num_left)
         mask.append([1] * (longest - num_left) + [0] * num_left)
         labels.append([-100] * len(prompt) + completion + [-100] * num_left)
-    columns = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    widest = max(len(prompt) for prompt, _ in rows)
+    columns = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": labels,
+        "prompts": [[0] * (widest - len(prompt)) + prompt for prompt, _ in rows],
+        "prompt_attention_mask": [
+            [0] * (widest - len(prompt)) + [1] * len(prompt) for prompt, _ in rows
+        ],
+    }
     return {name: torch.tensor(column) for name, column in columns.items()}
 
 
@@ -78,6 +96,8 @@ class NaiveTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         labels = inputs.pop("labels")
+        for unused in ("prompts", "prompt_attention_mask"):
+            inputs.pop(unused)
         trained = labels[:, 1:] != -100
         student_logits = model(**inputs, use_cache=False).logits[:, :-1][trained]
         with torch.no_grad():
@@ -90,15 +110,19 @@ class NaiveTrainer(Trainer):
         return divergence / trained.sum()
 
 
-def watched(trainer_class: type, batches: list[Batch], clock: StepClock) -> type:
+def watched(
+    trainer_class: type, batches: list[Batch], clock: StepClock, *, counts_written: bool
+) -> type:
     """The same trainer, on these batches in this order, telling the clock every loss."""
 
     class Watched(trainer_class):
         def get_train_dataloader(self) -> DataLoader:
             return DataLoader(Rows(batches), batch_size=None, collate_fn=padded)
 
-        def compute_loss(self, *args, **kwargs):
-            loss = super().compute_loss(*args, **kwargs)
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            if counts_written:
+                clock.written.append(int((inputs["labels"] != -100).sum()))
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
             clock.losses.append(float(loss.detach()))
             return loss
 
@@ -138,29 +162,37 @@ def build(asked: Answer, batches: list[Batch], clock: StepClock, models: tuple) 
     rows = [{"unused": 0}] * (8 * len(batches))
     shared = {"model": student, "teacher_model": teacher, "callbacks": [StepTimes(clock)]}
     if asked["trainer"] == "naive":
-        trainer_class = watched(NaiveTrainer, batches, clock)
+        trainer_class = watched(NaiveTrainer, batches, clock, counts_written=False)
         return trainer_class(args=TrainingArguments(**told), train_dataset=rows, **shared)
 
     import datasets
     from trl.experimental.gkd import GKDConfig, GKDTrainer  # pyright: ignore[reportMissingImports]
 
-    return watched(GKDTrainer, batches, clock)(
-        args=GKDConfig(lmbda=0.0, beta=0.0, **told),
-        processing_class=idle_tokenizer(),
+    new_tokens = asked["new_tokens"]
+    own = {"lmbda": 1.0, "max_new_tokens": new_tokens} if new_tokens else {"lmbda": 0.0}
+    return watched(GKDTrainer, batches, clock, counts_written=bool(new_tokens))(
+        args=GKDConfig(beta=0.0, temperature=1.0, **own, **told),
+        processing_class=idle_tokenizer(end=end_of(student)),
         data_collator=padded,
         train_dataset=datasets.Dataset.from_list(rows),
         **shared,
     )
 
 
-def idle_tokenizer() -> PreTrainedTokenizerFast:
-    """TRL wants a tokenizer even where rows are ids already; this one is never used."""
+def end_of(model: PreTrainedModel) -> int:
+    """The token behind which the model's answers end; 1, like any other, where it has none."""
+    said = model.generation_config.eos_token_id if model.generation_config else None
+    return 1 if said is None else said[0] if isinstance(said, list) else said
+
+
+def idle_tokenizer(*, end: int) -> PreTrainedTokenizerFast:
+    """TRL wants a tokenizer even where rows are ids already; only its special ids are read."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
-    pad, end = "<pad>", "<end>"
-    words = Tokenizer(WordLevel({pad: 0, end: 1}, unk_token=pad))
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, eos_token=end)
+    pad, last = "<pad>", "<end>"
+    words = Tokenizer(WordLevel({pad: 0, last: end}, unk_token=pad))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token=pad, eos_token=last)
 
 
 def work(asked: Answer) -> Answer:

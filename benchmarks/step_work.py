@@ -66,6 +66,8 @@ class StepClock:
         self.wall_seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.losses: list[float] = []
+        self.written: list[int] = []
+        """Completion tokens of each step, where the student writes them itself."""
         self._began = (0.0, 0.0)
 
     def begin(self) -> None:
@@ -79,8 +81,11 @@ class StepClock:
         self.cpu_seconds.append(time.process_time() - cpu)
 
     def answer(self, batches: Sequence[Batch], *, memory_bytes: int) -> Answer:
-        """What a worker says: the first step apart, since it pays for lazy allocations."""
-        num_timed = sum(num_tokens(batch) for batch in batches[1:])
+        """What a worker says: the first step apart, since it pays for lazy allocations.
+
+        Tokens are all those read of the batches; of a student that writes, those it wrote.
+        """
+        num_timed = sum((self.written or [num_tokens(batch) for batch in batches])[1:])
         wall, cpu = sum(self.wall_seconds[1:]), sum(self.cpu_seconds[1:])
         return {
             "tokens_per_second": num_timed / wall,
@@ -89,5 +94,6 @@ class StepClock:
             "cpu_per_wall": cpu / wall,
             "memory_bytes": memory_bytes,
             "losses": self.losses,
+            "written": self.written,
             "probe_seconds": probe_seconds(),
         }

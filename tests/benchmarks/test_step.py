@@ -43,6 +43,8 @@ def test_padding_trains_completions_and_nothing_else() -> None:
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [5, 6, 7, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[-100, -100, 7, -100], [-100, 6, 7, 8]]
+    assert batch["prompts"].tolist() == [[5, 6], [0, 5]]
+    assert batch["prompt_attention_mask"].tolist() == [[1, 1], [0, 1]]
 
 
 def test_the_first_step_is_not_in_the_speed() -> None:
@@ -52,6 +54,23 @@ def test_the_first_step_is_not_in_the_speed() -> None:
     assert said["tokens_per_second"] == 2.0
     assert said["first_step_seconds"] == 100.0
     assert said["cpu_per_wall"] == pytest.approx(0.9)
+
+
+def test_what_a_student_wrote_is_what_its_speed_counts() -> None:
+    clock = step_work.StepClock()
+    clock.wall_seconds, clock.cpu_seconds, clock.written = [9.0, 2.0], [9.0, 2.0], [50, 60]
+    said = clock.answer([[([1], [2])], [([1, 2], [3, 4])]], memory_bytes=7)
+    assert said["tokens_per_second"] == 30.0
+
+
+def test_on_policy_nobody_is_compared_who_cannot_write_nor_any_loss() -> None:
+    plan = step.plan_from(["--new-tokens", "96"])
+    names = [row.name for row in step.IMPLEMENTATIONS if plan.includes(row)]
+    assert "ours, bf16" in names
+    assert step.YARDSTICK in names
+    assert step.REFERENCE not in names
+    assert "no losses are compared" in step.said_of_losses(plan, {})
+    assert plan.title == "random pair, 96 new tokens at most"
 
 
 def test_losses_are_compared_step_by_step_with_the_plain_fp32_ones() -> None:
