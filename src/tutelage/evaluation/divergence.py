@@ -1,9 +1,9 @@
 """How far a student is from its teacher on held-out completions: one number each, in nats."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -84,18 +84,34 @@ class DivergenceReport:
         return {name: float(value) for name, value in known.items()}
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """What student and teacher answer to one batch, before anything is compared."""
+
+    student: HiddenTarget
+    teacher: HiddenTarget | LogitsTarget | None
+
+
+Look: TypeAlias = Callable[[Sides], None]
+
+
 def evaluate_divergence(
     student: CausalLM,
     teacher: Teacher | None,
     batches: Iterable[TokenBatch],
     *,
     options: EvaluationOptions | None = None,
+    look: Look | None = None,
 ) -> DivergenceReport:
     """Measure the student, and how far it is from the teacher where there is one.
 
     Every trained token weighs the same, however the rows are cut into batches: on the rows of a
     training step this is the very mean that the step's loss is. Nothing that training depends on
     is touched: no mode, no random generator, no clock.
+
+    Args:
+        look: is shown both sides of every batch, for what these means do not hold.
 
     Raises:
         DataError: there is no token to measure, or the teacher does not answer with scores.
@@ -104,7 +120,10 @@ def evaluate_divergence(
     sums = _Sums()
     with undisturbed(student):
         for batch in batches:
-            sums.add(measure(student, teacher, batch, options=options), batch.loss_mask)
+            sides = sides_of(student, teacher, batch, options=options)
+            sums.add(measured(sides, batch, options=options), batch.loss_mask)
+            if look is not None:
+                look(sides)
     return sums.report()
 
 
@@ -120,36 +139,37 @@ class Measured:
 
 
 @torch.no_grad()
-def measure(
+def sides_of(
     student: CausalLM,
     teacher: Teacher | None,
     batch: TokenBatch,
     *,
     options: EvaluationOptions | None = None,
-) -> Measured:
-    """Both models' measures for each of the batch's N tokens, in the student's current mode."""
-    chosen = options or EvaluationOptions()
-    hidden = hidden_of(student, batch, chosen)
-    target = None if teacher is None else _whole(teacher.score(batch))
-    own = HiddenTarget(hidden=hidden, head=student.head, labels=batch.labels)
-    num_shared = min(_num_real(side) for side in (own, target) if side is not None)
-    return Measured(
-        measures=fused_measures(
-            hidden, own.head, target, labels=batch.labels, options=chosen.fused
-        ),
-        student_excluded=_excluded(own, num_shared, chosen.fused),
-        teacher_excluded=None if target is None else _excluded(target, num_shared, chosen.fused),
-        offset_in_row=batch.offset_in_row,
+) -> Sides:
+    """Both models' answers for each of the batch's N tokens, in the student's current mode."""
+    view, half = batch.student, (options or EvaluationOptions()).dtype
+    with torch.autocast(view.input_ids.device.type, dtype=half, enabled=half is not None):
+        hidden = student.hidden(view)[view.predicts]
+    return Sides(
+        student=HiddenTarget(hidden=hidden, head=student.head, labels=batch.labels),
+        teacher=None if teacher is None else _whole(teacher.score(batch)),
     )
 
 
-def hidden_of(
-    student: CausalLM, batch: TokenBatch, options: EvaluationOptions
-) -> Float[Tensor, "N D"]:
-    """The student's hidden states where the batch's N tokens are predicted."""
-    view, half = batch.student, options.dtype
-    with torch.autocast(view.input_ids.device.type, dtype=half, enabled=half is not None):
-        return student.hidden(view)[view.predicts]
+@torch.no_grad()
+def measured(
+    sides: Sides, batch: TokenBatch, *, options: EvaluationOptions | None = None
+) -> Measured:
+    """What is measured of both sides, for each of the batch's N tokens."""
+    fused = (options or EvaluationOptions()).fused
+    own, target = sides.student, sides.teacher
+    num_shared = min(_num_real(side) for side in (own, target) if side is not None)
+    return Measured(
+        measures=fused_measures(own.hidden, own.head, target, labels=batch.labels, options=fused),
+        student_excluded=_excluded(own, num_shared, fused),
+        teacher_excluded=None if target is None else _excluded(target, num_shared, fused),
+        offset_in_row=batch.offset_in_row,
+    )
 
 
 def _whole(target: Target) -> HiddenTarget | LogitsTarget:

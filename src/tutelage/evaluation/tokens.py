@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.core.records import Rollout, TokenBatch
-from tutelage.evaluation.divergence import EvaluationOptions, measure
+from tutelage.evaluation.divergence import EvaluationOptions, measured, sides_of
 from tutelage.evaluation.samples import shown_prompt
 from tutelage.evaluation.undisturbed import undisturbed
 from tutelage.models import CausalLM
@@ -34,7 +34,8 @@ def token_rows(
     lines: list[dict[str, Any]] = []
     with undisturbed(student):
         for batch, rollouts in rows:
-            found = measure(student, teacher, batch, options=options).measures
+            sides = sides_of(student, teacher, batch, options=options)
+            found = measured(sides, batch, options=options).measures
             for row, rollout in enumerate(rollouts):
                 at = (batch.row_of == row) & batch.loss_mask
                 columns = _columns(found, batch.labels, at, tokenizer)

@@ -12,11 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tutelage.core.records import Rollout, TokenBatch
 from tutelage.core.targets import HiddenTarget
-from tutelage.evaluation.divergence import (
-    EvaluationOptions,
-    evaluate_divergence,
-    hidden_of,
-)
+from tutelage.evaluation.divergence import EvaluationOptions, Sides, evaluate_divergence
 from tutelage.evaluation.undisturbed import undisturbed
 from tutelage.models import CausalLM
 from tutelage.objectives import ClipMeasures, Objective, clip_measures, overlap_ratio
@@ -134,52 +130,54 @@ def evaluate_written(
     Raises:
         NumericsError: a model's output is nan.
     """
-    kept = list(batches)
-    report = evaluate_divergence(student, teacher, kept, options=options).numbers()
+    chosen = options or EvaluationOptions()
+    look = None if teacher is None else _Look(objective, chosen)
+    report = evaluate_divergence(student, teacher, batches, options=chosen, look=look).numbers()
     numbers = {f"written_{name}": report[name] for name in _RESULTS if name in report}
-    if teacher is None:
-        return numbers
-    return numbers | _looked_at(student, teacher, kept, objective, options or EvaluationOptions())
+    return numbers if look is None else numbers | look.numbers()
 
 
-@torch.no_grad()
-def _looked_at(
-    student: CausalLM,
-    teacher: Teacher,
-    batches: Sequence[TokenBatch],
-    objective: Objective,
-    options: EvaluationOptions,
-) -> dict[str, float]:
+@final
+class _Look:
     """What needs whole rows of scores, a few tokens at a time."""
-    overlaps: list[Tensor] = []
-    clips: list[ClipMeasures] = []
-    with undisturbed(student):
-        for batch in batches:
-            for mine, theirs in _score_blocks(student, teacher, batch, options):
-                overlaps.append(overlap_ratio(mine, theirs, num_entries=_OVERLAP_ENTRIES))
-                if isinstance(objective, Entrywise) and objective.clip.kind != "none":
-                    clips.append(clip_measures(objective, mine, theirs))
-    numbers = {"written_overlap": _mean(overlaps)}
-    if clips:
-        numbers |= {
-            "clipped_entries_share": _mean([c.clipped_entries for c in clips]),
-            "clipped_teacher_mass": _mean([c.clipped_teacher_mass for c in clips]),
-            "reversed_top_share": _mean([c.reversed_top for c in clips]),
-            "negative_loss_share": _mean([c.negative for c in clips]),
-        }
-    return numbers
+
+    def __init__(self, objective: Objective, options: EvaluationOptions) -> None:
+        self._clipping: Entrywise | None = None
+        if isinstance(objective, Entrywise) and objective.clip.kind != "none":
+            self._clipping = objective
+        self._options = options
+        self._overlaps: list[Tensor] = []
+        self._clips: list[ClipMeasures] = []
+
+    @torch.no_grad()
+    def __call__(self, sides: Sides) -> None:
+        for mine, theirs in _score_blocks(sides, self._options):
+            self._overlaps.append(overlap_ratio(mine, theirs, num_entries=_OVERLAP_ENTRIES))
+            if self._clipping is not None:
+                self._clips.append(clip_measures(self._clipping, mine, theirs))
+
+    def numbers(self) -> dict[str, float]:
+        """Means over all tokens seen."""
+        numbers = {"written_overlap": _mean(self._overlaps)}
+        if self._clips:
+            numbers |= {
+                "clipped_entries_share": _mean([c.clipped_entries for c in self._clips]),
+                "clipped_teacher_mass": _mean([c.clipped_teacher_mass for c in self._clips]),
+                "reversed_top_share": _mean([c.reversed_top for c in self._clips]),
+                "negative_loss_share": _mean([c.negative for c in self._clips]),
+            }
+        return numbers
 
 
 def _score_blocks(
-    student: CausalLM, teacher: Teacher, batch: TokenBatch, options: EvaluationOptions
+    sides: Sides, options: EvaluationOptions
 ) -> Iterable[tuple[Float[Tensor, "B V"], Float[Tensor, "B V"]]]:
     """Both sides' scores over the entries they share."""
-    hidden = hidden_of(student, batch, options)
-    target = teacher.score(batch)
+    own, target = sides.student, sides.teacher
     assert isinstance(target, HiddenTarget)  # noqa: S101  no teacher makes others yet
-    for start in range(0, len(hidden), _BLOCK):
+    for start in range(0, len(own.hidden), _BLOCK):
         block = slice(start, start + _BLOCK)
-        mine = plain_logits(hidden[block], student.head, options.dtype)
+        mine = plain_logits(own.hidden[block], own.head, options.dtype)
         theirs = plain_logits(target.hidden[block], target.head)
         num_shared = min(mine.shape[-1], theirs.shape[-1])
         yield mine[:, :num_shared], theirs[:, :num_shared]
