@@ -40,6 +40,7 @@ from tutelage.objectives.on_policy import (
     position_weights,
     return_to_go,
     sequence_importance_weights,
+    token_advantages,
     without_first,
     without_ids,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "sequence_mean",
     "taid",
     "tempered",
+    "token_advantages",
     "token_mean",
     "token_weights",
     "top_k_divergence",

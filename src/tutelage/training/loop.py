@@ -17,7 +17,8 @@ from tutelage.core.records import Rollout
 from tutelage.core.run_log import RunFolder, RunLog
 from tutelage.core.seeds import capture_globals, restore_globals
 from tutelage.models.causal_lm import CausalLM
-from tutelage.objectives import Move, NoMove, Objective, Taid
+from tutelage.objectives import Move, NoMove, Objective
+from tutelage.objectives.policies import Policy
 from tutelage.rollouts.source import RolloutSource
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.checkpoint import Checkpoints, Identity, Keeper
@@ -35,12 +36,15 @@ from tutelage.training.hooks import (
     StepDone,
     Stopping,
 )
+from tutelage.training.losses import Drawing, LossModule, Wanted, refuse_contradictions
 from tutelage.training.metrics import StepRecord, StepTotals, Stopwatch, TrainingResult
 from tutelage.training.optimizer import build_optimizer, set_learning_rate
+from tutelage.training.policy import WatchRouters
 from tutelage.training.ranks import Ranks
+from tutelage.training.reuse import Reuse, Supply
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful, dotted
-from tutelage.training.step import LossModule, Stepper
+from tutelage.training.step import Stepper
 
 Evaluate = Callable[[], Mapping[str, float]]
 """Measures the student on held-out rows. It may look at everything and move nothing."""
@@ -73,7 +77,13 @@ class Trainer:
     judge: Judge | None = None
     """Gives completions their rewards and advantages, before they are trained on."""
     sampled_at: float = 1.0
-    """The temperature that the rollouts are drawn at, for importance weights."""
+    """The temperature that the rollouts are drawn at, for ratios and importance weights."""
+    policy: Policy | None = None
+    """How rewards are learned from, beside the objective, or alone with `policy_gradient`."""
+    group_size: int = 1
+    """Completions of one prompt, which lie side by side in what `rollouts` gives."""
+    routers: WatchRouters | None = None
+    """Listens to the routers of a student that has any."""
     special_ids: Collection[int] = ()
     """The tokenizer's special tokens, for `weighting.skip_special`."""
     parts: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
@@ -116,21 +126,16 @@ class Trainer:
         return run.loss_on(rollouts, t)
 
     def _check(self) -> None:
-        wants_teacher = self.objective.needs_teacher
-        if wants_teacher and self.teacher is None:
-            message = (
-                f"The objective is {type(self.objective).__name__}, which compares with a teacher, "
-                "and teacher is missing; there must be one. Name a teacher, or train with "
-                "cross_entropy on the completions' own tokens."
+        refuse_contradictions(
+            Wanted(
+                objective=self.objective,
+                move=self.move,
+                policy=self.policy,
+                settings=self.settings,
+                has_teacher=self.teacher is not None,
+                has_routers=self.routers is not None,
             )
-            raise ConfigError(message)
-        if not wants_teacher and not isinstance(self.move, NoMove):
-            message = (
-                f"move is {type(self.move).__name__}, and {type(self.objective).__name__} looks at "
-                "no teacher whose target could move; it must be none. Remove it, or choose an "
-                "objective that compares with the teacher."
-            )
-            raise ConfigError(message)
+        )
 
 
 @final
@@ -145,24 +150,30 @@ class _Run:
         self._clock = taid_clock(trainer.move, settings)
         # Where the objective reads labels alone, a teacher would be asked in vain.
         teacher = trainer.teacher if trainer.objective.needs_teacher else None
+        drawing = Drawing(
+            sampled_at=trainer.sampled_at, policy=trainer.policy, routers=trainer.routers
+        )
         module = LossModule(
-            trainer.student,
-            trainer.objective,
-            settings,
-            move=trainer.move,
-            measure_moved=isinstance(trainer.move, Taid) and trainer.move.schedule == "adaptive",
-            sampled_at=trainer.sampled_at,
+            trainer.student, trainer.objective, settings, move=trainer.move, drawing=drawing
         )
         self._parts = {**trainer.parts, **trainer.clocks}
         self._optimizer = build_optimizer(trainer.student, settings)
         self._stepper = Stepper(module, teacher, self._optimizer, settings, self._ranks)
-        self._collector = Collector(
+        collector = Collector(
             trainer.rollouts,
             settings,
             self._ranks,
             judge=trainer.judge,
             special_ids=trainer.special_ids,
         )
+        reuse = Reuse(
+            seed=trainer.seed,
+            group_size=trainer.group_size,
+            policy=trainer.policy,
+            distils=teacher is not None,
+            remember=None if trainer.policy is None else self._stepper.read,
+        )
+        self._supply = Supply(collector, trainer.rollouts, settings, self._ranks, reuse)
         self._watch = Stopwatch()
         self._step = 0
         self._trained_tokens = 0
@@ -199,7 +210,7 @@ class _Run:
     def loss_on(self, rollouts: Sequence[Rollout], t: float | None) -> float:
         if t is None and self._clock is not None:
             t = self._clock.t
-        return self._stepper.loss(self._collector.window(rollouts), t=t)
+        return self._stepper.loss(self._supply.window(rollouts), t=t)
 
     def _take_step(self, stop_requested: Callable[[], bool]) -> bool:
         """One page of training; answers whether any rank wants to stop."""
@@ -209,8 +220,9 @@ class _Run:
         t = None if self._clock is None else self._clock.t
         set_learning_rate(self._optimizer, learning_rate)
         try:
-            window = self._collector.collect()
-            self._tell(Collected(step=self._step + 1, rollouts=window.rollouts))
+            window = self._supply.collect()
+            if window.fresh:
+                self._tell(Collected(step=self._step + 1, rollouts=window.fresh))
             totals = self._stepper.step(window, t=t, stop_requested=stop_requested)
         except NumericsError as error:
             message = f"Step {self._step + 1}: {error}"
@@ -306,7 +318,7 @@ class _Run:
             ranks=self._ranks,
             student=self._trainer.student,
             shared=self,
-            rollouts=self._trainer.rollouts,
+            rollouts=self._supply,
         )
 
     def _begin(self, *, resume: bool) -> None:

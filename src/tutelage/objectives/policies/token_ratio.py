@@ -103,12 +103,13 @@ class PrGrpo(TokenRatioPolicy):
     kind: Literal["pr_grpo"] = "pr_grpo"
 
     suppression: Annotated[float, Ge(0)] = 0.1
-    """How much a shift of 1 takes from the logarithm of the ratio (lambda in the paper)."""
+    """How much a shift of 1 takes from the logarithm of the ratio (lambda in the paper). 0 is
+    `grpo`."""
 
     @property
     @override
     def drift(self) -> Drift:
-        return "probabilities"
+        return "probabilities" if self.suppression else "none"
 
     @override
     def surrogate(self, tokens: DrawnTokens) -> Surrogate:
