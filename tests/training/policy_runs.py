@@ -19,7 +19,7 @@ from tutelage.objectives.policies import Grpo, Policy
 from tutelage.rewards import group_advantages
 from tutelage.rollouts import DatasetRollouts, Order, StudentRollouts, Writing
 from tutelage.rollouts.engines import Sampling
-from tutelage.training import Ranks, Trainer, TrainingSettings
+from tutelage.training import Groups, Ranks, Trainer, TrainingSettings
 
 GROUP = 4
 TEMPERATURE = 0.8
@@ -144,7 +144,7 @@ def rewarded(
         rollouts=source(lm) if given is None else DatasetRollouts(given, shuffle=False),
         judge=judge if given is None else None,
         policy=policy or Grpo(),
-        group_size=GROUP,
+        groups=Groups(size=GROUP),
         sampled_at=TEMPERATURE,
         **{"settings": choices(), "ranks": Ranks(), **fields},
     )

@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.tiny_runs import settings, student, trainer, watched, weights
 from tutelage.core.run_log import read_metrics
-from tutelage.training import Ranks, TrainingSettings
+from tutelage.training import Groups, Ranks, TrainingSettings
 from tutelage.training.losses import module as loss_module
 
 
@@ -61,7 +61,7 @@ def cut_up(folder: Path, chosen: TrainingSettings) -> Any:
     run = trainer(
         student=lm,
         settings=chosen.model_copy(update={"updates_per_batch": 4}),
-        group_size=4,
+        groups=Groups(size=4),
     )
     return watched(run, lambda r: r.totals.loss)
 

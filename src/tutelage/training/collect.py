@@ -63,6 +63,8 @@ class Window:
     num_picked_rows: Int[Tensor, ""] | None = None
     fresh: Sequence[Rollout] = ()
     """The whole batch of this rank, on the first of the steps that it serves."""
+    note: str = ""
+    """What a person should know about the batch."""
 
     @property
     def rollouts(self) -> list[Rollout]:

@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from tutelage.core.errors import ConfigError, NumericsError
 from tutelage.core.records import Rollout
 from tutelage.core.run_log import RunFolder, RunLog
-from tutelage.core.seeds import capture_globals, restore_globals
 from tutelage.models.causal_lm import CausalLM
 from tutelage.objectives import Move, NoMove, Objective
 from tutelage.objectives.policies import Policy
@@ -25,7 +22,6 @@ from tutelage.training.checkpoint import Checkpoints, Identity, Keeper
 from tutelage.training.clocks import Clock, learning_rate_at, taid_clock
 from tutelage.training.collect import Collector, Judge
 from tutelage.training.hooks import (
-    Collected,
     Ended,
     Evaluated,
     Event,
@@ -35,15 +31,23 @@ from tutelage.training.hooks import (
     Started,
     StepDone,
     Stopping,
+    events_of,
 )
 from tutelage.training.losses import Drawing, LossModule, Wanted, refuse_contradictions
-from tutelage.training.metrics import StepRecord, StepTotals, Stopwatch, TrainingResult
+from tutelage.training.metrics import (
+    StepRecord,
+    StepTotals,
+    Stopwatch,
+    TrainingResult,
+    advice_after,
+    undisturbed,
+)
 from tutelage.training.optimizer import build_optimizer, set_learning_rate
 from tutelage.training.policy import WatchRouters
 from tutelage.training.ranks import Ranks
-from tutelage.training.reuse import Reuse, Supply
+from tutelage.training.reuse import Groups, Reuse, Supply
 from tutelage.training.settings import TrainingSettings
-from tutelage.training.state_tree import Stateful, dotted
+from tutelage.training.state_tree import Stateful
 from tutelage.training.step import Stepper
 
 Evaluate = Callable[[], Mapping[str, float]]
@@ -80,8 +84,8 @@ class Trainer:
     """The temperature that the rollouts are drawn at, for ratios and importance weights."""
     policy: Policy | None = None
     """How rewards are learned from, beside the objective, or alone with `policy_gradient`."""
-    group_size: int = 1
-    """Completions of one prompt, which lie side by side in what `rollouts` gives."""
+    groups: Groups = field(default_factory=Groups)
+    """How completions of one prompt lie in what `rollouts` gives."""
     routers: WatchRouters | None = None
     """Listens to the routers of a student that has any."""
     special_ids: Collection[int] = ()
@@ -126,15 +130,17 @@ class Trainer:
         return run.loss_on(rollouts, t)
 
     def _check(self) -> None:
-        refuse_contradictions(
-            Wanted(
-                objective=self.objective,
-                move=self.move,
-                policy=self.policy,
-                settings=self.settings,
-                has_teacher=self.teacher is not None,
-                has_routers=self.routers is not None,
-            )
+        refuse_contradictions(self.wanted, has_teacher=self.teacher is not None)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What a step is asked to do."""
+        return Wanted(
+            objective=self.objective,
+            move=self.move,
+            policy=self.policy,
+            settings=self.settings,
+            has_routers=self.routers is not None,
         )
 
 
@@ -168,7 +174,7 @@ class _Run:
         )
         reuse = Reuse(
             seed=trainer.seed,
-            group_size=trainer.group_size,
+            groups=trainer.groups,
             policy=trainer.policy,
             distils=teacher is not None,
             remember=None if trainer.policy is None else self._stepper.read,
@@ -221,8 +227,8 @@ class _Run:
         set_learning_rate(self._optimizer, learning_rate)
         try:
             window = self._supply.collect()
-            if window.fresh:
-                self._tell(Collected(step=self._step + 1, rollouts=window.fresh))
+            for event in events_of(window, step=self._step + 1):
+                self._tell(event)
             totals = self._stepper.step(window, t=t, stop_requested=stop_requested)
         except NumericsError as error:
             message = f"Step {self._step + 1}: {error}"
@@ -275,15 +281,7 @@ class _Run:
         evaluate = self._trainer.evaluate
         if evaluate is None or not due or self._last_evaluated == self._step:
             return
-        # Whatever evaluation draws or switches, training goes on as if it had not happened.
-        randomness = capture_globals()
-        student = self._trainer.student
-        was_training = student.training
-        student.eval()
-        with torch.no_grad():
-            numbers = dict(evaluate())
-        student.train(was_training)
-        restore_globals(randomness)
+        numbers = undisturbed(evaluate, self._trainer.student)
         self._last_evaluated = self._step
         self._evaluations.append({"step": self._step, **numbers})
         if self._log is not None:
@@ -361,9 +359,7 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         trainer = self._trainer
         return {
-            **dotted("training", trainer.settings.shaping()),
-            **dotted("objective", trainer.objective.model_dump(mode="json")),
-            **dotted("move", trainer.move.model_dump(mode="json")),
+            **trainer.wanted.identity(),
             **trainer.identity,
             "parts": sorted(self._parts),
         }
@@ -377,12 +373,6 @@ class _Run:
         newest = None
         if self._keeper is not None and self._last_saved is not None:
             newest = self._keeper.checkpoints.path(self._last_saved)
-        advice = ""
-        if interrupted:
-            kept = f"Everything is in {newest}: resume" if newest else "Nothing was saved: train"
-            advice = (
-                f"Stopped after step {self._step} of {self._settings.num_steps}. {kept} to go on."
-            )
         return TrainingResult(
             step=self._step,
             interrupted=interrupted,
@@ -392,7 +382,9 @@ class _Run:
             trained_tokens=self._trained_tokens,
             seconds=self._watch.seconds,
             checkpoint=newest,
-            advice=advice,
+            advice=advice_after(self._step, self._settings.num_steps, newest)
+            if interrupted
+            else "",
         )
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from tutelage.core.errors import ConfigError
 from tutelage.objectives import Move, NoMove, Objective
 from tutelage.objectives.policies import DrGrpo, Policy
 from tutelage.training.settings import TrainingSettings
+from tutelage.training.state_tree import dotted
 
 
 @final
@@ -19,17 +20,26 @@ class Wanted:
     move: Move
     policy: Policy | None
     settings: TrainingSettings
-    has_teacher: bool
     has_routers: bool
 
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must agree on, by dotted name."""
+        policy = self.policy
+        return {
+            **dotted("training", self.settings.shaping()),
+            **dotted("objective", self.objective.model_dump(mode="json")),
+            **dotted("move", self.move.model_dump(mode="json")),
+            **({} if policy is None else dotted("policy", policy.model_dump(mode="json"))),
+        }
 
-def refuse_contradictions(wanted: Wanted) -> None:
+
+def refuse_contradictions(wanted: Wanted, *, has_teacher: bool) -> None:
     """Refuse what would be ignored, or would silently be another method.
 
     Raises:
         ConfigError: the first contradiction.
     """
-    _refuse_no_teacher(wanted)
+    _refuse_no_teacher(wanted, has_teacher=has_teacher)
     policy = wanted.policy
     if policy is None:
         return
@@ -43,10 +53,10 @@ def refuse_contradictions(wanted: Wanted) -> None:
         )
 
 
-def _refuse_no_teacher(wanted: Wanted) -> None:
+def _refuse_no_teacher(wanted: Wanted, *, has_teacher: bool) -> None:
     wants_teacher = wanted.objective.needs_teacher
     objective, move = type(wanted.objective).__name__, type(wanted.move).__name__
-    if wants_teacher and not wanted.has_teacher:
+    if wants_teacher and not has_teacher:
         raise ConfigError(
             f"The objective is {objective}, which compares with a teacher, "
             "and teacher is missing; there must be one. Name a teacher, or train with "

@@ -2,6 +2,6 @@
 
 from tutelage.training.reuse.lessons import Lesson
 from tutelage.training.reuse.parts import parts_of, picks_of
-from tutelage.training.reuse.supply import Reuse, Supply
+from tutelage.training.reuse.supply import Groups, Reuse, Supply
 
-__all__ = ["Lesson", "Reuse", "Supply", "parts_of", "picks_of"]
+__all__ = ["Groups", "Lesson", "Reuse", "Supply", "parts_of", "picks_of"]

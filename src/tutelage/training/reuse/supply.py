@@ -12,7 +12,7 @@ from typing import Any, final
 
 import torch
 
-from tutelage.core.errors import ConfigError
+from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.records import Rollout, TokenBatch
 from tutelage.core.seeds import seed_for
 from tutelage.objectives.policies import Policy
@@ -24,6 +24,21 @@ from tutelage.training.reuse.lessons import Lesson
 from tutelage.training.reuse.parts import parts_of, picks_of
 from tutelage.training.settings import TrainingSettings
 
+_SILENT = (
+    "In every group of this batch all completions have the same reward, so rewards taught nothing "
+    "in its steps. Counted as silent_batches in the log and not said again."
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """How completions that are compared with each other lie side by side."""
+
+    size: int = 1
+    refuse_silence: bool = False
+    """A batch whose groups all have equal rewards is an error; otherwise it is counted."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +46,7 @@ class Reuse:
     """What decides on a batch's steps, beside the settings."""
 
     seed: int
-    group_size: int = 1
+    groups: Groups
     policy: Policy | None = None
     distils: bool = False
     """Beside the policy, an objective compares the picked rows with a teacher."""
@@ -56,25 +71,27 @@ class Supply:
         self._settings = settings
         self._ranks = ranks
         self._reuse = reuse
-        self._unit = reuse.group_size if settings.cut_batch_by == "groups" else 1
+        self._unit = reuse.groups.size if settings.cut_batch_by == "groups" else 1
         rows = settings.rows_per_batch // ranks.num_ranks
         if self._is_needed and (
-            rows % reuse.group_size or (rows // self._unit) % settings.updates_per_batch
+            rows % reuse.groups.size or (rows // self._unit) % settings.updates_per_batch
         ):
             raise ConfigError(
-                f"A process collects {rows} rows in groups of {reuse.group_size}, to be cut by "
+                f"A process collects {rows} rows in groups of {reuse.groups.size}, to be cut by "
                 f"{settings.cut_batch_by} into {settings.updates_per_batch} part(s); all must "
                 "divide evenly. Change training.rows_per_step or "
                 "rollouts.completions_per_prompt, or cut by rows."
             )
         self._num_batches = 0
+        self._num_silent = 0
         self._lessons: list[Lesson] = []
         self._parts: deque[list[int]] = deque()
 
     @property
     def _is_needed(self) -> bool:
         """Whether a batch has anything to remember between its steps."""
-        return self._reuse.policy is not None or self._settings.steps_per_batch > 1
+        grouped = self._reuse.groups.size > 1
+        return grouped or self._reuse.policy is not None or self._settings.steps_per_batch > 1
 
     def collect(self) -> Window:
         """The next window: what is left of the batch, or a new one.
@@ -85,15 +102,31 @@ class Supply:
         if not self._is_needed:
             rows, numbers = self._collector.gather()
             return replace(self._collector.window(rows), numbers=numbers, fresh=rows)
-        fresh, numbers = [], {}
+        fresh, numbers, note = [], {}, ""
         if not self._parts:
             fresh, numbers = self._collector.gather()
+            note = self._silence(numbers)
+            if "telling_share" in numbers:
+                numbers = {**numbers, "silent_batches": float(self._num_silent)}
             self._begin(fresh)
         num_steps = self._settings.steps_per_batch
         if num_steps > 1:
             numbers = {**numbers, "batch_step": float(num_steps - len(self._parts) + 1)}
         lessons = [self._lessons[at] for at in self._parts.popleft()]
-        return replace(self._window(lessons), numbers=numbers, fresh=fresh)
+        return replace(self._window(lessons), numbers=numbers, fresh=fresh, note=note)
+
+    def _silence(self, numbers: Mapping[str, float]) -> str:
+        """Count a batch whose rewards tell nothing; a note on the first of them."""
+        if self._reuse.groups.size == 1 or numbers.get("telling_share") != 0:
+            return ""
+        if self._reuse.groups.refuse_silence:
+            raise DataError(
+                "In every group of this batch all completions have the same reward; some must "
+                "differ. Choose easier or harder prompts, raise rollouts.temperature or "
+                "completions_per_prompt, or set advantages.all_equal: count."
+            )
+        self._num_silent += 1
+        return _SILENT if self._num_silent == 1 else ""
 
     def window(self, rows: Sequence[Rollout]) -> Window:
         """These rows as a step of their own, by the student as it is; nothing is remembered."""
@@ -109,7 +142,7 @@ class Supply:
             # Each rank draws for its own groups; a batch's draws follow from its number alone.
             picked = picks_of(
                 rows,
-                group_size=reuse.group_size,
+                group_size=reuse.groups.size,
                 distill=reuse.policy.distill,
                 generator=self._generator("picked", self._ranks.rank),
             )
@@ -177,6 +210,7 @@ class Supply:
         return {
             "source": source,
             "num_batches": self._num_batches,
+            "num_silent": self._num_silent,
             "lessons": [self._lessons[at].state() for at in waiting],
             "parts": [[place[at] for at in part] for part in self._parts],
         }
@@ -188,6 +222,7 @@ class Supply:
             return
         self._source.load_state_dict(state["source"])
         self._num_batches = state["num_batches"]
+        self._num_silent = state["num_silent"]
         self._lessons = [Lesson.from_state(lesson) for lesson in state["lessons"]]
         self._parts = deque([int(at) for at in part] for part in state["parts"])
 
