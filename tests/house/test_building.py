@@ -54,7 +54,7 @@ def test_a_room_is_small_and_says_what_it_is_for(room: Path) -> None:
 
 # Each word the glossary refuses as a name, with the word it prefers.
 REFUSED_NAMES = {
-    "policy": "student",
+    "policy_model": "student",
     "actor": "student",
     "ref_model": "teacher",
     "criterion": "objective",

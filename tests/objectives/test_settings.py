@@ -193,6 +193,7 @@ def test_a_tree_of_settings_takes_the_union_as_a_field() -> None:
         "taid",
         "budget",
         "tempered",
+        "reward_temperature",
     }
 
 

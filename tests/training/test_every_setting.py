@@ -8,8 +8,8 @@ import pytest
 
 from tests.training.tiny_runs import settings, student, trainer, watched, weights
 from tutelage.core.run_log import read_metrics
-from tutelage.training import Ranks, TrainingSettings
-from tutelage.training import step as step_module
+from tutelage.training import Groups, Ranks, TrainingSettings
+from tutelage.training.losses import module as loss_module
 
 
 def trajectory(folder: Path, chosen: TrainingSettings) -> Any:
@@ -41,18 +41,29 @@ def forward_passes(folder: Path, chosen: TrainingSettings) -> Any:
 def loss_options(folder: Path, chosen: TrainingSettings) -> Any:
     """What the fused loss was asked for, if it was called."""
     asked: list[Any] = []
-    original = step_module.fused_loss
+    original = loss_module.fused_loss
 
     def spy(*args: Any, **named: Any) -> Any:
         asked.append(named["options"])
         return original(*args, **named)
 
-    step_module.fused_loss = spy
+    loss_module.fused_loss = spy
     try:
         trainer(settings=chosen).train()
     finally:
-        step_module.fused_loss = original
+        loss_module.fused_loss = original
     return [(o.logits, o.memory_bytes, o.matmul_dtype) for o in asked]
+
+
+def cut_up(folder: Path, chosen: TrainingSettings) -> Any:
+    """Which rows of groups of four each step of a batch got."""
+    lm = student()
+    run = trainer(
+        student=lm,
+        settings=chosen.model_copy(update={"updates_per_batch": 4}),
+        groups=Groups(size=4),
+    )
+    return watched(run, lambda r: r.totals.loss)
 
 
 CHANGES: dict[str, tuple[Any, Callable[[Path, TrainingSettings], Any]]] = {
@@ -60,6 +71,9 @@ CHANGES: dict[str, tuple[Any, Callable[[Path, TrainingSettings], Any]]] = {
     "num_steps": (4, trajectory),
     "rows_per_step": (4, trajectory),
     "tokens_per_step": (30, trajectory),
+    "updates_per_batch": (2, trajectory),
+    "epochs_per_batch": (2, trajectory),
+    "cut_batch_by": ("rows", cut_up),
     "micro_batch_tokens": (20, forward_passes),
     "learning_rate": (1e-3, trajectory),
     "schedule": ("linear", trajectory),

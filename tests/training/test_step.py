@@ -28,7 +28,7 @@ from tutelage.rollouts.dataset import DatasetRollouts
 from tutelage.teachers.teacher import Teacher
 from tutelage.text.collate import collate, cut
 from tutelage.training import Ranks, Trainer
-from tutelage.training.step import LossModule
+from tutelage.training.losses import LossModule
 
 EIGHT = rows(8, seed=5)
 WAYS = {1: 10**6, 2: 45, 4: 25, 8: 1}

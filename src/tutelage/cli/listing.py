@@ -14,11 +14,11 @@ from tutelage.recipes.tree import preset_names, read_recipe
 @told_in_one_line
 def list_all(
     what: Annotated[
-        str, typer.Argument(help="presets, rollouts, objectives, moves, or all.")
+        str, typer.Argument(help="presets, rollouts, objectives, moves, policies, or all.")
     ] = "all",
 ) -> None:
-    """List presets, sources of rollouts, objectives and moves, one line each."""
-    titles = ("presets", "rollouts", "objectives", "moves")
+    """List presets, sources of rollouts, objectives, moves and policies, one line each."""
+    titles = ("presets", "rollouts", "objectives", "moves", "policies")
     if what != "all" and what not in titles:
         raise typer.BadParameter(f"{what!r} is not one of {', '.join(titles)}, all.")
     wanted = titles if what == "all" else (what,)
@@ -30,6 +30,8 @@ def list_all(
         _print("Objectives: objective.kind", recipes.choices("objective"))
     if "moves" in wanted:
         _print("Moves of the target: move.kind", recipes.choices("move"))
+    if "policies" in wanted:
+        _print("Policies: policy.kind", recipes.choices("policy"))
 
 
 def _presets() -> Iterable[tuple[str, str]]:

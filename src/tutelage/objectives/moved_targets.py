@@ -1,4 +1,4 @@
-"""Targets that stand between student and teacher: TAID, a budget of nats, a tempered teacher.
+"""Targets that stand between student and teacher: TAID, a budget of nats, tempered teachers.
 
 A move answers with teacher-side scores. It never carries a gradient and keeps nothing: where it
 needs a time `t`, a clock gives it.
@@ -84,8 +84,43 @@ def tempered(
     return upcast(teacher_logits) / temperature
 
 
+TemperatureMode = Literal["intended", "inverse", "literal"]
+
+
+@torch.no_grad()
+def reward_temperature(
+    advantages: Float[Tensor, "*at"],
+    *,
+    temperature: float = 1.0,
+    response: float = 0.5,
+    mode: TemperatureMode = "intended",
+    lowest: float = 0.05,
+) -> Float[Tensor, "*at"]:
+    """The temperature of the teacher on completions of these advantages; no gradient.
+
+        intended    temperature * (1 - tanh(response * A))      surer of what did well
+        inverse     temperature / (1 + tanh(response * A))      the same, less far below it
+        literal     temperature * (1 + tanh(response * A))      as printed: surer of what failed
+
+    `lowest` bounds the temperature, and for `inverse` the divisor, from below.
+
+    Source: Peng et al. 2026 (PADD), arXiv:2606.10369, equations 5 and 6; the text around them asks
+    for the opposite of what they say, which is `intended`.
+    """
+    change = torch.tanh(response * upcast(advantages))
+    if mode == "inverse":
+        return (temperature / (1 + change).clamp(min=lowest)).clamp(min=lowest)
+    factor = 1 - change if mode == "intended" else 1 + change
+    return (temperature * factor).clamp(min=lowest)
+
+
 class Move(Settings, ABC):
     """One member of `MoveSettings`, told apart by its `kind`."""
+
+    @property
+    def by_advantage(self) -> bool:
+        """Whether its `t` is each token's advantage, and no time."""
+        return False
 
     @abstractmethod
     def moved(
@@ -256,7 +291,64 @@ class Tempered(Move):
         return tempered(teacher_logits, self.teacher_temperature)
 
 
-MoveSettings = Annotated[NoMove | Taid | Budget | Tempered, Field(discriminator="kind")]
+@final
+class RewardTemperature(Move):
+    """The teacher surer of completions that did well, and less sure of those that did not.
+
+    Its `t` is the token's advantage, not a time.
+
+    Source: Peng et al. 2026 (PADD), arXiv:2606.10369, equations 5 and 6.
+    """
+
+    kind: Literal["reward_temperature"] = "reward_temperature"
+
+    temperature: Annotated[float, Gt(0)] = 1.0
+    """Of the teacher where the advantage is 0 (tau in the paper)."""
+
+    response: Annotated[float, Ge(0)] = 0.5
+    """How much the advantage changes it (kappa in the paper); 0 is `tempered`."""
+
+    mode: TemperatureMode = "intended"
+    """`intended`: what the paper's text asks for. `literal`: what its formula says, which makes
+    the teacher surest of the worst completion; for comparison. `inverse`: divided by the formula's
+    factor, another reading."""
+
+    lowest: Annotated[float, Gt(0)] = 0.05
+    """No temperature is below this; large groups have advantages that would ask for less."""
+
+    @property
+    @override
+    def by_advantage(self) -> bool:
+        return True
+
+    @override
+    def moved(
+        self,
+        student_logits: Float[Tensor, "*at V"],
+        teacher_logits: Float[Tensor, "*at V"],
+        *,
+        t: float | Float[Tensor, "*at"] | None = None,
+    ) -> Float[Tensor, "*at V"]:
+        if t is None:
+            raise ConfigError(
+                "reward_temperature has no advantages; there must be one for each token. Give the "
+                "recipe a reward and rollouts.completions_per_prompt of 2 or more."
+            )
+        advantages = torch.as_tensor(t, dtype=teacher_logits.dtype, device=teacher_logits.device)
+        found = reward_temperature(
+            advantages,
+            temperature=self.temperature,
+            response=self.response,
+            mode=self.mode,
+            lowest=self.lowest,
+        )
+        # One for all positions has no axis to be spread along.
+        return tempered(teacher_logits, found if found.dim() else float(found))
+
+
+MoveSettings = Annotated[
+    NoMove | Taid | Budget | Tempered | RewardTemperature, Field(discriminator="kind")
+]
 """Any move, as a field of a tree of settings."""
 
 

@@ -24,6 +24,7 @@ from tutelage.recipes.pair import (
     student_tokenizer,
     teacher_config,
 )
+from tutelage.recipes.rewarded import groups_of, policy_of
 from tutelage.recipes.rows import (
     RolloutScribe,
     Rows,
@@ -219,6 +220,8 @@ def make_trainer(
         seed=recipe.seed,
         hooks=hooks,
         judge=make_judge(recipe, work.tokenizer),
+        policy=policy_of(recipe),
+        groups=groups_of(recipe),
         # Greedy tokens were drawn with certainty: nothing is divided by then.
         sampled_at=(sampling.temperature if sampling else 1.0) or 1.0,
         special_ids=work.tokenizer.all_special_ids,

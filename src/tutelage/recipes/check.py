@@ -11,6 +11,7 @@ from tutelage.objectives import MoveSettings, NoMove, Objective, ObjectiveSettin
 from tutelage.objectives.moved_targets import taid
 from tutelage.objectives.union import WeightedSum
 from tutelage.recipes.config import Recipe, baseline
+from tutelage.recipes.rewarded import contradictions_of_rewards
 from tutelage.recipes.rows import needs_completions, writes
 from tutelage.recipes.teaching import SelfTeacherSettings, contradictions_of
 from tutelage.rollouts import (
@@ -18,8 +19,6 @@ from tutelage.rollouts import (
     ReplayRolloutSettings,
     RowSettings,
     StudentRolloutSettings,
-    TeacherRolloutSettings,
-    WritingSettings,
 )
 from tutelage.students import FreshStudent, PrunedStudent
 
@@ -54,7 +53,7 @@ def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from _of_self_teacher(recipe)
     yield from _of_teacher(recipe)
     yield from _of_writing(recipe)
-    yield from _of_rewards(recipe)
+    yield from contradictions_of_rewards(recipe)
     yield from _of_weighting(recipe)
     yield from _of_move(recipe.objective, recipe.move)
     yield from _of_evaluation(recipe)
@@ -130,7 +129,6 @@ def _of_writing(recipe: Recipe) -> Iterator[str]:
             f"rollouts.trained_turns is all, and a model writes only the last turn; it must be "
             f"last where rollouts.kind is {settings.kind}. Leave it out."
         )
-    yield from _of_groups(recipe)
     own_words = isinstance(settings, StudentRolloutSettings | ReplayRolloutSettings)
     own_labels = recipe.objective.kind == "cross_entropy" and not recipe.objective.needs_teacher
     if own_words and own_labels:
@@ -139,51 +137,6 @@ def _of_writing(recipe: Recipe) -> Iterator[str]:
             "tokens; it must be an objective with a teacher. The student would learn what it "
             "says already: the gradient is noise around 0. Change objective.kind, or let the "
             "teacher write."
-        )
-
-
-def _of_groups(recipe: Recipe) -> Iterator[str]:
-    settings = recipe.rollouts
-    size = settings.completions_per_prompt if isinstance(settings, WritingSettings) else 1
-    if size > 1 and not isinstance(settings, StudentRolloutSettings | TeacherRolloutSettings):
-        yield (
-            f"rollouts.completions_per_prompt is {size} with rollouts.kind {settings.kind}, whose "
-            "rows come from several places; it must be 1. Leave it out, or use kind: student."
-        )
-    if recipe.training.rows_per_step % size:
-        yield (
-            f"training.rows_per_step is {recipe.training.rows_per_step}; it must be a multiple of "
-            f"rollouts.completions_per_prompt, {size}, for a prompt's completions are compared in "
-            "one step. Round it."
-        )
-
-
-def _of_rewards(recipe: Recipe) -> Iterator[str]:
-    settings, learns = recipe.rollouts, recipe.objective.kind == "policy_gradient"
-    if recipe.reward is not None:
-        if not isinstance(settings, WritingSettings) and not recipe.evaluation.written_rows:
-            yield (
-                f"reward.kind is {recipe.reward.kind}, and nothing is written that it could judge; "
-                "it must be null. Leave it out, let the student write (rollouts.kind: student), or "
-                "set evaluation.written_rows."
-            )
-    elif learns:
-        yield (
-            "reward is missing, and policy_gradient learns from nothing else; it must be given. "
-            "Set reward.kind, such as exact_answer."
-        )
-    if not learns:
-        return
-    if not isinstance(settings, StudentRolloutSettings):
-        yield (
-            f"rollouts.kind is {settings.kind} with policy_gradient, which learns from fresh "
-            "completions of the student; it must be student. Change it, or choose an objective "
-            "with a teacher."
-        )
-    elif settings.completions_per_prompt == 1:
-        yield (
-            "rollouts.completions_per_prompt is 1, and policy_gradient compares the completions "
-            "of one prompt; it must be 2 or more. Raise it to 4 or 8."
         )
 
 

@@ -13,6 +13,7 @@ from tutelage.core.errors import ConfigError
 from tutelage.core.settings import Settings
 from tutelage.objectives import MoveSettings, ObjectiveSettings, from_settings
 from tutelage.objectives.moved_targets import NoMove
+from tutelage.objectives.policies import PolicySettings
 from tutelage.recipes.teaching.settings import SelfTeacherSettings
 from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in, read_recipe
 from tutelage.rewards import AdvantageSettings, RewardSettings
@@ -106,10 +107,14 @@ class Recipe(Settings):
     move: MoveSettings = NoMove()
     """How the target moves on its way to the teacher, such as {kind: taid}."""
     reward: RewardSettings | None = None
-    """What a completion is worth, such as {kind: exact_answer}: for `policy_gradient`, for the log
-    and for `evaluation.written_rows`. Null judges nothing."""
+    """What a completion is worth, such as {kind: exact_answer}: for `policy_gradient`, a `policy`,
+    the log and `evaluation.written_rows`. Null judges nothing."""
     advantages: AdvantageSettings = AdvantageSettings()
-    """How the rewards of one prompt's completions are compared, for `policy_gradient`."""
+    """How the rewards of one prompt's completions are compared."""
+    policy: PolicySettings | None = None
+    """How rewards are learned from over several steps of one batch, such as {kind: grpo}: beside
+    an objective that asks the teacher, or alone with `policy_gradient`. Null, with that objective,
+    is one step for each batch and no ratio."""
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
@@ -239,6 +244,7 @@ def with_shorthands(tree: Mapping[str, Any], *, partial: bool = False) -> Plain:
         ("rollouts", "data", "dataset"),
         ("objective", "kind", None),
         ("move", "kind", None),
+        ("policy", "kind", None),
     ):
         value = full.get(name)
         known = partial and not isinstance(value, str)

@@ -20,7 +20,7 @@ from tutelage.reports.compare import FILE_NAME as COMPARISON
 from tutelage.reports.comparison import write_comparison
 from tutelage.reports.page import write_report
 from tutelage.students import lora_of
-from tutelage.training import Event, Hook, StepDone
+from tutelage.training import Event, Hook, Noted, StepDone
 
 _DONE = "measured.json"
 """Rows of the table that are finished, so that a resumed run does not measure them again."""
@@ -127,6 +127,8 @@ def _train(part: _Part, *, resume: bool) -> tuple[int, bool]:
                 record = event.record
                 pace = f"{record.tokens_per_second:,.0f} tokens/s"
                 advance(record.step, f"loss {record.totals.loss:.4f}  {pace}")
+            elif isinstance(event, Noted):
+                part.narrator.say(f"note: step {event.step}: {event.text}")
 
         hooks: Iterable[Hook] = (show, measurer.hook) if measurer else (show,)
         trainer = make_trainer(

@@ -21,6 +21,9 @@ class AdvantageSettings(Settings):
     """Of the n rewards themselves, or of what they were drawn from (divided by n - 1)."""
     eps: Annotated[float, Ge(0)] = 1e-6
     """Added to the deviation."""
+    all_equal: Literal["count", "error"] = "count"
+    """What becomes of a batch in which every prompt's completions have equal rewards: it is
+    counted, and noted the first time; or it ends the run."""
 
 
 def group_advantages(

@@ -7,6 +7,7 @@ from tutelage.training.hooks import (
     Evaluated,
     Event,
     Hook,
+    Noted,
     ProgressBar,
     Saved,
     Started,
@@ -15,7 +16,9 @@ from tutelage.training.hooks import (
 )
 from tutelage.training.loop import Evaluate, Trainer
 from tutelage.training.metrics import StepRecord, StepTotals, TrainingResult
+from tutelage.training.policy import WatchRouters
 from tutelage.training.ranks import Ranks
+from tutelage.training.reuse import Groups
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful
 
@@ -26,7 +29,9 @@ __all__ = [
     "Evaluate",
     "Evaluated",
     "Event",
+    "Groups",
     "Hook",
+    "Noted",
     "ProgressBar",
     "Ranks",
     "Saved",
@@ -40,5 +45,6 @@ __all__ = [
     "Trainer",
     "TrainingResult",
     "TrainingSettings",
+    "WatchRouters",
     "learning_rate_at",
 ]

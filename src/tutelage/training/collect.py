@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Rollout, TokenBatch
 from tutelage.rollouts.source import RolloutSource
 from tutelage.text.collate import collate, cut
+from tutelage.training.policy import OldTokens
 from tutelage.training.ranks import Ranks
 from tutelage.training.settings import TrainingSettings
 
@@ -29,6 +30,16 @@ class MicroBatch:
 
     batch: TokenBatch
     rollouts: Sequence[Rollout]
+    old: OldTokens | None = None
+    """The tokens under the student that drew them; None where that is the student as it is."""
+    picked: Bool[Tensor, " B"] | None = None
+    """The rows that the teacher is asked about beside a policy; None: without a policy, all."""
+
+    def only(self, rows: Bool[Tensor, " B"]) -> TokenBatch:
+        """Some of the rows by themselves, with the same tokens left out."""
+        chosen = [self.rollouts[at] for at in rows.nonzero()[:, 0].tolist()]
+        batch = collate(chosen, device=self.batch.labels.device)
+        return replace(batch, loss_mask=self.batch.loss_mask[rows[self.batch.row_of]])
 
     def name(self, row: int) -> str:
         """What to call a row in a message: where it came from, or its content key."""
@@ -47,10 +58,17 @@ class Window:
     """Rows with at least one trained token, over all micro-batches and ranks."""
     numbers: Mapping[str, float] = field(default_factory=dict[str, float])
     """For the log: the shares that decided who writes, and what models wrote, over all ranks."""
+    num_picked_tokens: Int[Tensor, ""] | None = None
+    """Trained tokens of the rows that are picked for the teacher, over all ranks."""
+    num_picked_rows: Int[Tensor, ""] | None = None
+    fresh: Sequence[Rollout] = ()
+    """The whole batch of this rank, on the first of the steps that it serves."""
+    note: str = ""
+    """What a person should know about the batch."""
 
     @property
     def rollouts(self) -> list[Rollout]:
-        """This rank's rows."""
+        """This rank's rows of the step."""
         return [row for micro_batch in self.micro_batches for row in micro_batch.rollouts]
 
 
@@ -83,8 +101,8 @@ class Collector:
             )
             raise ConfigError(message)
 
-    def collect(self) -> Window:
-        """The next window: rollouts first, then counting.
+    def gather(self) -> tuple[list[Rollout], Mapping[str, float]]:
+        """The next batch of this rank, judged, and what there is to log about it.
 
         Raises:
             NumericsError: a model that writes gave scores that are not finite.
@@ -97,7 +115,7 @@ class Collector:
         if self._judge is not None:
             rows = self._judged(rows, self._judge)
             numbers |= self._rewards(rows)
-        return replace(self.window(rows), numbers=numbers)
+        return rows, numbers
 
     def _judged(self, rows: Sequence[Rollout], judge: Judge) -> list[Rollout]:
         judged: list[Rollout] = []
@@ -147,13 +165,18 @@ class Collector:
 
     def window(self, rows: Sequence[Rollout]) -> Window:
         """These rows of this rank, and those that the other ranks bring to the same call."""
-        pieces = cut(rows, max_tokens=self._settings.micro_batch_tokens)
-        micro_batches = [MicroBatch(batch=self._batch(piece), rollouts=piece) for piece in pieces]
-        here = torch.stack([_counts(m.batch) for m in micro_batches]).sum(dim=0)
+        micro_batches = self.micro_batches(rows)
+        here = torch.stack([counts(m.batch) for m in micro_batches]).sum(dim=0)
         num_tokens, num_rows = self._ranks.total(here).unbind()
         return Window(micro_batches=micro_batches, num_tokens=num_tokens, num_rows=num_rows)
 
-    def _batch(self, rows: Sequence[Rollout]) -> TokenBatch:
+    def micro_batches(self, rows: Sequence[Rollout]) -> list[MicroBatch]:
+        """These rows in forward passes of a bounded size, in their order."""
+        pieces = cut(rows, max_tokens=self._settings.micro_batch_tokens)
+        return [MicroBatch(batch=self.batch(piece), rollouts=piece) for piece in pieces]
+
+    def batch(self, rows: Sequence[Rollout]) -> TokenBatch:
+        """These rows as one forward pass, without the tokens that are left out."""
         batch = collate(rows, device=self._ranks.device)
         # Left out before anything is counted, so that the mean is over what is trained.
         mask = self._settings.weighting.trained(batch, self._special_ids)
@@ -163,7 +186,7 @@ class Collector:
         wanted = self._settings.tokens_per_step
         rows: list[Rollout] = []
         if wanted is None:
-            num_rows = self._settings.rows_per_step // self._ranks.num_ranks
+            num_rows = self._settings.rows_per_batch // self._ranks.num_ranks
             # A model that fails to write on one rank must not leave the others waiting.
             self._ranks.together(lambda: rows.extend(self._source.take(num_rows)))
             return rows
@@ -183,7 +206,7 @@ def _num_trained(row: Rollout) -> int:
     return len(row.completion_ids) if row.trained is None else sum(row.trained)
 
 
-def _counts(batch: TokenBatch) -> Int[Tensor, "2"]:
+def counts(batch: TokenBatch) -> Int[Tensor, "2"]:
     """Trained tokens, and rows with any."""
     rows = batch.row_of[batch.loss_mask].unique()
     return torch.stack([batch.loss_mask.sum(), rows.new_tensor(rows.numel())])

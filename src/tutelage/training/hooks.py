@@ -6,7 +6,7 @@ nothing. Match on the events it cares about and ignore the rest.
 
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from tutelage.core.records import Rollout
+from tutelage.training.collect import Window
 from tutelage.training.metrics import StepRecord
 
 
@@ -39,11 +40,20 @@ class Started:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """This rank's rows of a step are there; the step itself is still to come."""
+    """This rank's rows of a step are there, or of several; the steps are still to come."""
 
     step: int
-    """The step that they are for, counted from 1."""
+    """The first step that they are for, counted from 1."""
     rollouts: Sequence[Rollout]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """Something that a person should know of, and that stops nothing."""
+
+    step: int
+    text: str
 
 
 @final
@@ -86,8 +96,16 @@ class Ended:
     step: int
 
 
-Event: TypeAlias = Started | Collected | StepDone | Evaluated | Saved | Stopping | Ended
+Event: TypeAlias = Started | Collected | Noted | StepDone | Evaluated | Saved | Stopping | Ended
 Hook: TypeAlias = Callable[[Event], None]
+
+
+def events_of(window: Window, *, step: int) -> Iterator[Event]:
+    """What there is to tell about the rows of the coming step, counted from 1."""
+    if window.fresh:
+        yield Collected(step=step, rollouts=window.fresh)
+    if window.note:
+        yield Noted(step=step, text=window.note)
 
 
 @final
@@ -109,6 +127,8 @@ class ProgressBar:
             case Evaluated():
                 numbers = "  ".join(f"{name} {value:.4g}" for name, value in event.numbers.items())
                 self._console.print(f"step {event.step}: {numbers}", highlight=False)
+            case Noted():
+                self._console.print(f"note: {event.text}", highlight=False)
             case Stopping():
                 self._console.print("Stopping after this step. Ctrl-C again drops the step.")
             case Ended():

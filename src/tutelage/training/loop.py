@@ -10,21 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-import torch
-
 from tutelage.core.errors import ConfigError, NumericsError
 from tutelage.core.records import Rollout
 from tutelage.core.run_log import RunFolder, RunLog
-from tutelage.core.seeds import capture_globals, restore_globals
 from tutelage.models.causal_lm import CausalLM
-from tutelage.objectives import Move, NoMove, Objective, Taid
+from tutelage.objectives import Move, NoMove, Objective
+from tutelage.objectives.policies import Policy
 from tutelage.rollouts.source import RolloutSource
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.checkpoint import Checkpoints, Identity, Keeper
 from tutelage.training.clocks import Clock, learning_rate_at, taid_clock
 from tutelage.training.collect import Collector, Judge
 from tutelage.training.hooks import (
-    Collected,
     Ended,
     Evaluated,
     Event,
@@ -34,13 +31,24 @@ from tutelage.training.hooks import (
     Started,
     StepDone,
     Stopping,
+    events_of,
 )
-from tutelage.training.metrics import StepRecord, StepTotals, Stopwatch, TrainingResult
+from tutelage.training.losses import Drawing, LossModule, Wanted, refuse_contradictions
+from tutelage.training.metrics import (
+    StepRecord,
+    StepTotals,
+    Stopwatch,
+    TrainingResult,
+    advice_after,
+    undisturbed,
+)
 from tutelage.training.optimizer import build_optimizer, set_learning_rate
+from tutelage.training.policy import WatchRouters
 from tutelage.training.ranks import Ranks
+from tutelage.training.reuse import Groups, Reuse, Supply
 from tutelage.training.settings import TrainingSettings
-from tutelage.training.state_tree import Stateful, dotted
-from tutelage.training.step import LossModule, Stepper
+from tutelage.training.state_tree import Stateful
+from tutelage.training.step import Stepper
 
 Evaluate = Callable[[], Mapping[str, float]]
 """Measures the student on held-out rows. It may look at everything and move nothing."""
@@ -73,7 +81,13 @@ class Trainer:
     judge: Judge | None = None
     """Gives completions their rewards and advantages, before they are trained on."""
     sampled_at: float = 1.0
-    """The temperature that the rollouts are drawn at, for importance weights."""
+    """The temperature that the rollouts are drawn at, for ratios and importance weights."""
+    policy: Policy | None = None
+    """How rewards are learned from, beside the objective, or alone with `policy_gradient`."""
+    groups: Groups = field(default_factory=Groups)
+    """How completions of one prompt lie in what `rollouts` gives."""
+    routers: WatchRouters | None = None
+    """Listens to the routers of a student that has any."""
     special_ids: Collection[int] = ()
     """The tokenizer's special tokens, for `weighting.skip_special`."""
     parts: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
@@ -116,21 +130,18 @@ class Trainer:
         return run.loss_on(rollouts, t)
 
     def _check(self) -> None:
-        wants_teacher = self.objective.needs_teacher
-        if wants_teacher and self.teacher is None:
-            message = (
-                f"The objective is {type(self.objective).__name__}, which compares with a teacher, "
-                "and teacher is missing; there must be one. Name a teacher, or train with "
-                "cross_entropy on the completions' own tokens."
-            )
-            raise ConfigError(message)
-        if not wants_teacher and not isinstance(self.move, NoMove):
-            message = (
-                f"move is {type(self.move).__name__}, and {type(self.objective).__name__} looks at "
-                "no teacher whose target could move; it must be none. Remove it, or choose an "
-                "objective that compares with the teacher."
-            )
-            raise ConfigError(message)
+        refuse_contradictions(self.wanted, has_teacher=self.teacher is not None)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What a step is asked to do."""
+        return Wanted(
+            objective=self.objective,
+            move=self.move,
+            policy=self.policy,
+            settings=self.settings,
+            has_routers=self.routers is not None,
+        )
 
 
 @final
@@ -145,24 +156,30 @@ class _Run:
         self._clock = taid_clock(trainer.move, settings)
         # Where the objective reads labels alone, a teacher would be asked in vain.
         teacher = trainer.teacher if trainer.objective.needs_teacher else None
+        drawing = Drawing(
+            sampled_at=trainer.sampled_at, policy=trainer.policy, routers=trainer.routers
+        )
         module = LossModule(
-            trainer.student,
-            trainer.objective,
-            settings,
-            move=trainer.move,
-            measure_moved=isinstance(trainer.move, Taid) and trainer.move.schedule == "adaptive",
-            sampled_at=trainer.sampled_at,
+            trainer.student, trainer.objective, settings, move=trainer.move, drawing=drawing
         )
         self._parts = {**trainer.parts, **trainer.clocks}
         self._optimizer = build_optimizer(trainer.student, settings)
         self._stepper = Stepper(module, teacher, self._optimizer, settings, self._ranks)
-        self._collector = Collector(
+        collector = Collector(
             trainer.rollouts,
             settings,
             self._ranks,
             judge=trainer.judge,
             special_ids=trainer.special_ids,
         )
+        reuse = Reuse(
+            seed=trainer.seed,
+            groups=trainer.groups,
+            policy=trainer.policy,
+            distils=teacher is not None,
+            remember=None if trainer.policy is None else self._stepper.read,
+        )
+        self._supply = Supply(collector, trainer.rollouts, settings, self._ranks, reuse)
         self._watch = Stopwatch()
         self._step = 0
         self._trained_tokens = 0
@@ -199,7 +216,7 @@ class _Run:
     def loss_on(self, rollouts: Sequence[Rollout], t: float | None) -> float:
         if t is None and self._clock is not None:
             t = self._clock.t
-        return self._stepper.loss(self._collector.window(rollouts), t=t)
+        return self._stepper.loss(self._supply.window(rollouts), t=t)
 
     def _take_step(self, stop_requested: Callable[[], bool]) -> bool:
         """One page of training; answers whether any rank wants to stop."""
@@ -209,8 +226,9 @@ class _Run:
         t = None if self._clock is None else self._clock.t
         set_learning_rate(self._optimizer, learning_rate)
         try:
-            window = self._collector.collect()
-            self._tell(Collected(step=self._step + 1, rollouts=window.rollouts))
+            window = self._supply.collect()
+            for event in events_of(window, step=self._step + 1):
+                self._tell(event)
             totals = self._stepper.step(window, t=t, stop_requested=stop_requested)
         except NumericsError as error:
             message = f"Step {self._step + 1}: {error}"
@@ -263,15 +281,7 @@ class _Run:
         evaluate = self._trainer.evaluate
         if evaluate is None or not due or self._last_evaluated == self._step:
             return
-        # Whatever evaluation draws or switches, training goes on as if it had not happened.
-        randomness = capture_globals()
-        student = self._trainer.student
-        was_training = student.training
-        student.eval()
-        with torch.no_grad():
-            numbers = dict(evaluate())
-        student.train(was_training)
-        restore_globals(randomness)
+        numbers = undisturbed(evaluate, self._trainer.student)
         self._last_evaluated = self._step
         self._evaluations.append({"step": self._step, **numbers})
         if self._log is not None:
@@ -306,7 +316,7 @@ class _Run:
             ranks=self._ranks,
             student=self._trainer.student,
             shared=self,
-            rollouts=self._trainer.rollouts,
+            rollouts=self._supply,
         )
 
     def _begin(self, *, resume: bool) -> None:
@@ -349,9 +359,7 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         trainer = self._trainer
         return {
-            **dotted("training", trainer.settings.shaping()),
-            **dotted("objective", trainer.objective.model_dump(mode="json")),
-            **dotted("move", trainer.move.model_dump(mode="json")),
+            **trainer.wanted.identity(),
             **trainer.identity,
             "parts": sorted(self._parts),
         }
@@ -365,12 +373,6 @@ class _Run:
         newest = None
         if self._keeper is not None and self._last_saved is not None:
             newest = self._keeper.checkpoints.path(self._last_saved)
-        advice = ""
-        if interrupted:
-            kept = f"Everything is in {newest}: resume" if newest else "Nothing was saved: train"
-            advice = (
-                f"Stopped after step {self._step} of {self._settings.num_steps}. {kept} to go on."
-            )
         return TrainingResult(
             step=self._step,
             interrupted=interrupted,
@@ -380,7 +382,9 @@ class _Run:
             trained_tokens=self._trained_tokens,
             seconds=self._watch.seconds,
             checkpoint=newest,
-            advice=advice,
+            advice=advice_after(self._step, self._settings.num_steps, newest)
+            if interrupted
+            else "",
         )
 
 

@@ -1,10 +1,15 @@
 """What a step was like, in numbers that are the same on all ranks."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
+
+import torch
+from torch import nn
+
+from tutelage.core.seeds import capture_globals, restore_globals
 
 _SMOOTH = 0.9
 """How much of the running mean of a step's seconds is kept: about the last ten steps count."""
@@ -25,6 +30,8 @@ class StepTotals:
     """Cross-entropy of the student to the moved target; only where an adaptive clock needs it."""
     stop_requested: bool = False
     """Ctrl-C on any rank."""
+    measures: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What a policy's ratios and the two parts of its loss were like."""
 
 
 @final
@@ -60,7 +67,7 @@ class StepRecord:
             numbers["t"] = self.t
         if self.totals.moved_cross_entropy is not None:
             numbers["moved_cross_entropy"] = self.totals.moved_cross_entropy
-        return {**numbers, **self.rollouts}
+        return {**numbers, **self.totals.measures, **self.rollouts}
 
 
 @final
@@ -86,6 +93,29 @@ class TrainingResult:
     """The newest one."""
     advice: str
     """How to go on after Ctrl-C, for people; empty otherwise."""
+
+
+def undisturbed(
+    evaluate: Callable[[], Mapping[str, float]], student: nn.Module
+) -> dict[str, float]:
+    """What `evaluate` says, the student in evaluation mode.
+
+    Whatever it draws or switches, training goes on as if it had not happened.
+    """
+    randomness = capture_globals()
+    was_training = student.training
+    student.eval()
+    with torch.no_grad():
+        numbers = dict(evaluate())
+    student.train(was_training)
+    restore_globals(randomness)
+    return numbers
+
+
+def advice_after(step: int, num_steps: int, newest: Path | None) -> str:
+    """How to go on with a run that was stopped, for people."""
+    kept = f"Everything is in {newest}: resume" if newest else "Nothing was saved: train"
+    return f"Stopped after step {step} of {num_steps}. {kept} to go on."
 
 
 @final

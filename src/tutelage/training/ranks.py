@@ -134,6 +134,12 @@ class Ranks:
         assert isinstance(total, Tensor)  # noqa: S101  it answers in the form it was asked in
         return total
 
+    def highest(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The largest over all ranks, on each of them."""
+        places = value.new_full((self.num_ranks,), 0.0)
+        places[self.rank] = value
+        return self.total(places).amax()
+
     def together(self, action: Callable[[], None]) -> None:
         """Do something that may fail on one rank, and fail on all if it fails on any.
 

@@ -23,6 +23,15 @@ class TrainingSettings(Settings):
     """Rows that one optimiser step learns from, over all processes."""
     tokens_per_step: PositiveInt | None = None
     """In place of a number of rows: take rows until this many trained tokens are together."""
+    updates_per_batch: PositiveInt = 1
+    """Into how many steps one batch of rollouts is cut: so many times rows_per_step are written
+    and judged together, then trained on part by part. Above 1 the student moves away from what it
+    wrote, so rewards need a `policy`."""
+    epochs_per_batch: PositiveInt = 1
+    """How often a batch is gone through before the next is written, in a new order each time."""
+    cut_batch_by: Literal["groups", "rows"] = "groups"
+    """What a part is made of: whole groups of completions of one prompt, or rows by themselves.
+    Advantages are within groups either way, from before the cut."""
     micro_batch_tokens: PositiveInt = 4096
     """Tokens in one forward pass. Memory grows with it; gradients do not depend on it."""
 
@@ -80,8 +89,23 @@ class TrainingSettings(Settings):
             raise ValueError(complaint)
         return self
 
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows that are collected together, over all processes."""
+        return self.rows_per_step * self.updates_per_batch
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimiser steps that one batch of rollouts serves."""
+        return self.updates_per_batch * self.epochs_per_batch
+
     def _contradiction(self) -> str | None:
         given = self.model_fields_set
+        if self.tokens_per_step is not None and self.steps_per_batch > 1:
+            return (
+                "training.tokens_per_step is given with updates_per_batch or epochs_per_batch, "
+                "which cut a batch by rows; it must be left out. Give training.rows_per_step."
+            )
         if self.tokens_per_step is not None and "rows_per_step" in given:
             return (
                 "training.rows_per_step and training.tokens_per_step are both given; "

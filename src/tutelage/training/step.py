@@ -1,177 +1,27 @@
 """One optimiser step: score, compare, go backwards, clip, move the student's weights once."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import final
 
 import torch
 from jaxtyping import Float
-from pydantic import PrivateAttr
 from torch import Tensor, nn
-from typing_extensions import override
 
 from tutelage.core.errors import NumericsError
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
-from tutelage.models.causal_lm import CausalLM
-from tutelage.objectives import Move, NoMove, Objective
-from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
-from tutelage.objectives.plain import plain_per_token
+from tutelage.core.targets import HiddenTarget, LogitsTarget, Target
 from tutelage.objectives.reduce import token_weights
-from tutelage.objectives.softmax import expected, log_softmax_at
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.collect import MicroBatch, Window
+from tutelage.training.losses import Comparison, LossModule, labels_only
 from tutelage.training.metrics import StepTotals
+from tutelage.training.policy import MEASURES, Distilled, OldTokens, named_measures
 from tutelage.training.ranks import Ranks
 from tutelage.training.settings import TrainingSettings
 
 _NAMED = 5
 """Rows that an error message names, of those it counts."""
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What one micro-batch gave."""
-
-    share: Float[Tensor, ""]
-    """Its part of the step's mean; differentiable."""
-    per_token: Float[Tensor, " N"]
-    """Nats of each token, without gradient."""
-    moved_cross_entropy: Float[Tensor, ""] | None
-    """Its part of the step's mean cross-entropy to the moved target, where that is measured."""
-
-
-@final
-class LossModule(nn.Module):
-    """The student and its loss in one module, so that what is wrapped for DDP is what is called.
-
-    Args:
-        measure_moved: also measure the cross-entropy to the moved target, which an adaptive clock
-            listens to. It costs a second softmax of each row and no matmul.
-    """
-
-    def __init__(
-        self,
-        student: CausalLM,
-        objective: Objective,
-        settings: TrainingSettings,
-        *,
-        move: Move,
-        measure_moved: bool = False,
-        sampled_at: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.student = student
-        if settings.gradient_checkpointing:
-            student.model.activation_checkpointing_enable({"use_reentrant": False})
-        self._objective = objective
-        self._move = None if isinstance(move, NoMove) else move
-        self._measure_moved = measure_moved
-        self._weighting = settings.weighting
-        self._sampled_at = sampled_at
-        self._fused = settings.fused
-        self._half = torch.bfloat16 if settings.precision == "bf16" else None
-        self._options = FusedOptions(
-            matmul_dtype=self._half,
-            logits=settings.loss_logits,
-            memory_bytes=settings.loss_megabytes * 2**20,
-        )
-
-    @override
-    def forward(
-        self,
-        batch: TokenBatch,
-        target: HiddenTarget | LogitsTarget,
-        weights: Float[Tensor, " N"],
-        t: float | None,
-    ) -> Comparison:
-        """Compare the student with the target on every token of the batch."""
-        hidden = self.hidden(batch)
-        measured = _Measured(inner=self._move) if self._move and self._measure_moved else None
-        options = replace(self._options, move=measured or self._move, t=t)
-        head = self.student.head
-
-        def unmoved(objective: Objective) -> Float[Tensor, " N"]:
-            with torch.no_grad():
-                if self._fused:
-                    return fused_per_token(hidden, head, target, objective, options=self._options)
-                return plain_per_token(hidden, head, target, objective, self._options)
-
-        weighed = self._weighting.weighed(
-            batch, weights, self._objective, sampled_at=self._sampled_at, per_token=unmoved
-        )
-        returns = self._weighting.returns(batch, self._objective, per_token=unmoved)
-        if returns is not None:
-            weighed_returns = -returns.to_go * weighed
-            steered, _ = self._loss(hidden, target, returns.drawn, weighed_returns, options)
-            # The value is that of the costs, as without returns; the gradient is the returns'.
-            share = (returns.costs * weighed).sum() + steered - steered.detach()
-            return Comparison(share=share, per_token=returns.costs, moved_cross_entropy=None)
-        share, per_token = self._loss(hidden, target, self._objective, weighed, options)
-        moved = None if measured is None else measured.mean(weighed)
-        return Comparison(share=share, per_token=per_token, moved_cross_entropy=moved)
-
-    def _loss(
-        self,
-        hidden: Float[Tensor, "N D"],
-        target: HiddenTarget | LogitsTarget,
-        objective: Objective,
-        weights: Float[Tensor, " N"],
-        options: FusedOptions,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, " N"]]:
-        """The weighted sum, differentiable; and each token's nats, which are not."""
-        head = self.student.head
-        if self._fused:
-            result = fused_loss(
-                hidden, head, target, objective, token_weights=weights, options=options
-            )
-            return result.loss, result.per_token
-        nats = plain_per_token(hidden, head, target, objective, options)
-        # Weight 0 means left out, whatever stands there: 0 * nan would be nan.
-        return (torch.where(weights != 0, nats, 0.0) * weights).sum(), nats.detach()
-
-    def hidden(self, batch: TokenBatch) -> Float[Tensor, "N D"]:
-        """The student's hidden states at the positions that predict the trained tokens."""
-        device = batch.labels.device.type
-        with torch.autocast(device, dtype=self._half, enabled=self._half is not None):
-            return self.student.hidden(batch.student)[batch.student.predicts]
-
-
-@final
-class _Measured(Move):
-    """A move that notes, in passing, how far the student is from where the target was moved."""
-
-    inner: Move
-    _nats: list[Tensor] = PrivateAttr(default_factory=list[Tensor])
-
-    @override
-    def moved(
-        self,
-        student_logits: Float[Tensor, "*at V"],
-        teacher_logits: Float[Tensor, "*at V"],
-        *,
-        t: float | Float[Tensor, "*at"] | None = None,
-    ) -> Float[Tensor, "*at V"]:
-        return self.inner.moved(student_logits, teacher_logits, t=t)
-
-    @override
-    def move_rows(
-        self,
-        student_logits: Float[Tensor, "R V"],
-        teacher_logits: Float[Tensor, "R V"],
-        *,
-        t: float | Float[Tensor, " R"] | None = None,
-    ) -> None:
-        self.inner.move_rows(student_logits, teacher_logits, t=t)
-        moved = log_softmax_at(teacher_logits)
-        self._nats.append(expected(moved.exp(), -log_softmax_at(student_logits)))
-
-    def mean(self, weights: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-        """The weighted sum over all tokens; rows are moved in the order of the tokens."""
-        if not self._nats:
-            return weights.sum() * 0
-        return (torch.where(weights != 0, torch.cat(self._nats), 0.0) * weights).sum()
 
 
 @final
@@ -228,7 +78,17 @@ class Stepper:
             num_tokens=int(window.num_tokens),
             moved_cross_entropy=float(moved) if measured else None,
             stop_requested=bool(totals[2] > 0),
+            measures=self._measures(comparisons, float(loss)),
         )
+
+    def read(self, batch: TokenBatch) -> OldTokens:
+        """What the student says of its own tokens before it moves; without dropout."""
+        was_training = self._module.training
+        self._module.eval()
+        try:
+            return self._module.read(batch)
+        finally:
+            self._module.train(was_training)
 
     @torch.no_grad()
     def loss(self, window: Window, *, t: float | None) -> float:
@@ -245,21 +105,63 @@ class Stepper:
     def _compare(
         self, module: nn.Module, micro_batch: MicroBatch, window: Window, t: float | None
     ) -> Comparison:
-        batch = micro_batch.batch
-        weights = token_weights(
+        batch, policy = micro_batch.batch, self._module.policy
+        weights = (token_weights if policy is None else policy.policy.token_weights)(
             batch.loss_mask,
             batch.row_of,
             reduction=self._settings.reduction,
             num_tokens=window.num_tokens,
             num_rows=window.num_rows,
         )
-        comparison = module(batch, self._target(batch), weights, t)
+        if policy is None:
+            comparison = module(batch, self._target(batch), weights, t)
+        else:
+            labels = labels_only(batch, self._module.student.head)
+            distilled = self._distilled(micro_batch, window)
+            comparison = module(batch, labels, weights, t, micro_batch.old, distilled)
         assert isinstance(comparison, Comparison)  # noqa: S101  modules are not typed
         return comparison
 
+    def _distilled(self, micro_batch: MicroBatch, window: Window) -> Distilled | None:
+        """The picked rows and what the teacher says of them; it is asked about no other."""
+        picked = micro_batch.picked
+        if self._teacher is None or picked is None or not bool(picked.any()):
+            return None
+        assert window.num_picked_tokens is not None  # noqa: S101  counted where rows are picked
+        assert window.num_picked_rows is not None  # noqa: S101
+        batch = micro_batch.only(picked)
+        return Distilled(
+            at=picked[micro_batch.batch.row_of],
+            batch=batch,
+            target=_dense(self._teacher.score(batch)),
+            weights=token_weights(
+                batch.loss_mask,
+                batch.row_of,
+                reduction=self._settings.reduction,
+                num_tokens=window.num_picked_tokens,
+                num_rows=window.num_picked_rows,
+            ),
+        )
+
+    def _measures(self, comparisons: list[Comparison], loss: float) -> Mapping[str, float]:
+        """A policy's numbers over all micro-batches and ranks; nothing without one."""
+        policy = self._module.policy
+        found = [c.policy for c in comparisons if c.policy is not None]
+        if policy is None or not found:
+            return {}
+        rewards = torch.stack([one.share.double() for one in found]).sum()
+        here = torch.cat([torch.stack([one.sums for one in found]).sum(dim=0), rewards[None]])
+        sums = self._ranks.total(here)
+        highest = self._ranks.highest(torch.stack([one.highest_ratio for one in found]).amax())
+        numbers = dict(named_measures(sums[: len(MEASURES)], float(highest)))
+        if self._teacher is not None:
+            numbers["policy_loss"] = float(sums[-1])
+            numbers["distill_loss"] = (loss - float(sums[-1])) / policy.policy.distill_weight
+        return numbers
+
     def _target(self, batch: TokenBatch) -> HiddenTarget | LogitsTarget:
         if self._teacher is None:
-            return _labels_only(batch, self._module.student.head)
+            return labels_only(batch, self._module.student.head)
         return _dense(self._teacher.score(batch))
 
     def _totals(self, comparisons: list[Comparison], *, stop_requested: bool) -> Float[Tensor, "3"]:
@@ -315,15 +217,6 @@ class Stepper:
             "It must be finite. The weights have not moved and the last checkpoint is untouched: "
             "lower training.learning_rate, or look at those rows."
         )
-
-
-def _labels_only(batch: TokenBatch, head: Head) -> LogitsTarget:
-    # No objective that reads labels alone looks at these scores: one zero, seen V times over.
-    num_entries = head.weight.shape[0] if head.num_real is None else head.num_real
-    scores = batch.labels.new_zeros((1, 1), dtype=torch.float32)
-    return LogitsTarget(
-        logits=scores.expand(batch.labels.shape[0], num_entries), labels=batch.labels
-    )
 
 
 def _dense(target: Target) -> HiddenTarget | LogitsTarget:

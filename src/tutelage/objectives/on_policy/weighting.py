@@ -83,6 +83,13 @@ class TokenWeighting(Settings):
             mask = without_ids(mask, batch.labels, special_ids)
         return mask
 
+    def placed(self, batch: TokenBatch, weights: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """The weights by what each token's place in its completion makes of them."""
+        if not self.position_slope:
+            return weights
+        slope = self.position_slope
+        return weights * position_weights(batch.loss_mask, batch.row_of, slope=slope)
+
     @torch.no_grad()
     def weighed(
         self,
@@ -101,12 +108,9 @@ class TokenWeighting(Settings):
         Raises:
             DataError: tokens of rows that lack what their weight is made from.
         """
-        if self.position_slope:
-            slope = self.position_slope
-            weights = weights * position_weights(batch.loss_mask, batch.row_of, slope=slope)
+        weights = self.placed(batch, weights)
         if isinstance(objective, PolicyGradient):
-            advantages = _of_rows(batch.advantages, batch, "advantage", "Give the recipe a reward")
-            weights = weights * advantages
+            weights = weights * token_advantages(batch)
         if self.importance is not None:
             weights = weights * self._importance(batch, sampled_at, per_token)
         return weights
@@ -139,6 +143,15 @@ class TokenWeighting(Settings):
         return sequence_importance_weights(
             now, drawn, batch.row_of, highest=highest, outside=outside
         )
+
+
+def token_advantages(batch: TokenBatch) -> Float[Tensor, " N"]:
+    """Each token's row's advantage, 0 where nothing is trained.
+
+    Raises:
+        DataError: a trained token has none.
+    """
+    return _of_rows(batch.advantages, batch, "advantage", "Give the recipe a reward")
 
 
 def _of_rows(

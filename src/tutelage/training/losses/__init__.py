@@ -1,0 +1,20 @@
+"""What a step minimises: the student and its loss in one module, and what it cannot be asked."""
+
+from tutelage.training.losses.contradictions import (
+    Wanted,
+    kind_of,
+    policy_contradictions,
+    refuse_contradictions,
+)
+from tutelage.training.losses.module import Comparison, Drawing, LossModule, labels_only
+
+__all__ = [
+    "Comparison",
+    "Drawing",
+    "LossModule",
+    "Wanted",
+    "kind_of",
+    "labels_only",
+    "policy_contradictions",
+    "refuse_contradictions",
+]

@@ -1,0 +1,243 @@
+"""Recipes with a policy: what reaches the trainer, what is refused, what is logged."""
+
+import json
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import pytest
+import yaml
+from typing_extensions import override
+
+from tests.cli.conftest import FAST
+from tutelage.core.errors import ConfigError, DataError
+from tutelage.objectives.policies import DrGrpo, Grpo
+from tutelage.recipes.assemble import assemble, make_student, make_trainer
+from tutelage.recipes.check import contradictions
+from tutelage.recipes.config import Recipe, from_tree, load, to_tree, to_yaml
+from tutelage.recipes.narrator import Advance, Narrator, Silence
+from tutelage.recipes.rewarded import policy_of
+from tutelage.recipes.run import run_recipe
+
+
+@final
+class Listener(Narrator):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    @override
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Generator[Advance]:
+        yield lambda done, note="": None
+
+    @override
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+COMBINED = (
+    "policy={kind: grpo, distill_weight: 0.3}",
+    "move=reward_temperature",
+    "training.reduction=sequence_mean",
+    "training.updates_per_batch=2",
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    path = tmp_path / "sums.jsonl"
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{n} and 1?"}],
+            "completion": [{"role": "assistant", "content": f"{n + 1}"}],
+            "answer": str(n + 1),
+        }
+        for n in range(20)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def recipe_of(data: str, folder: Path, *overrides: str) -> Recipe:
+    writing = "kind: student, max_completion_tokens: 6, completions_per_prompt: 4"
+    return load(
+        "tiny",
+        [
+            *FAST,
+            f"rollouts={{{writing}, data: {data}}}",
+            "evaluation={num_rows: 4, num_samples: 1, num_token_rows: 1, written_rows: 4}",
+            # Any byte below 96 will do: random students say enough of them.
+            "reward={kind: format, pattern: '^[ -_]'}",
+            "baselines={}",
+            f"output={folder / 'run'}",
+            *overrides,
+        ],
+    )
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if line["phase"] == "train"]
+
+
+def test_rewards_and_a_teacher_in_one_run_log_both_parts(data: str, tmp_path: Path) -> None:
+    recipe = recipe_of(data, tmp_path, *COMBINED)
+    assert list(contradictions(recipe)) == []
+    outcome = run_recipe(recipe)
+    lines = logged(outcome.folder)
+    assert len(lines) == 4
+    for line in lines:
+        both = line["policy_loss"] + 0.3 * line["distill_loss"]
+        assert line["loss"] == pytest.approx(both, rel=1e-5, abs=1e-9)
+        assert {"clip_fraction", "ratio_mean", "ratio_max", "approx_kl"} <= line.keys()
+    assert [line["batch_step"] for line in lines] == [1, 2, 1, 2]
+    # What was written is logged once for the batch, with its first step.
+    assert ["reward" in line for line in lines] == [True, False, True, False]
+    assert ["generated_tokens" in line for line in lines] == [True, False, True, False]
+    assert [line["ratio_max"] for line in lines[::2]] == [1, 1]
+    assert all(line["ratio_max"] != 1 for line in lines[1::2])
+
+
+def test_a_recipe_with_a_policy_reads_back_to_itself(data: str, tmp_path: Path) -> None:
+    recipe = recipe_of(data, tmp_path, *COMBINED)
+    again = from_tree(yaml.safe_load(to_yaml(recipe)))
+    assert to_tree(again, defaults=True) == to_tree(recipe, defaults=True)
+    assert list(contradictions(again)) == []
+
+
+def test_the_trainer_is_given_the_policy_and_its_groups(data: str, tmp_path: Path) -> None:
+    recipe = recipe_of(data, tmp_path, *COMBINED, "rollouts.temperature=0.7")
+    work = assemble(recipe, None, Silence())
+    student = make_student(recipe, work)
+    made = make_trainer(recipe, work, student, output=tmp_path, evaluate=None, hooks=())
+    assert made.policy == Grpo(distill_weight=0.3)
+    assert made.groups.size == 4
+    assert made.sampled_at == 0.7
+
+
+def test_dr_grpos_length_is_what_may_be_written(data: str, tmp_path: Path) -> None:
+    recipe = recipe_of(data, tmp_path, "policy=dr_grpo", "advantages.normalise=none")
+    assert list(contradictions(recipe)) == []
+    assert policy_of(recipe) == DrGrpo(length=6)
+    own = recipe_of(
+        data, tmp_path, "policy={kind: dr_grpo, length: 9}", "advantages.normalise=none"
+    )
+    assert policy_of(own) == DrGrpo(length=9)
+
+
+def test_a_reward_temperature_needs_no_policy(data: str, tmp_path: Path) -> None:
+    recipe = recipe_of(data, tmp_path, "move=reward_temperature")
+    assert list(contradictions(recipe)) == []
+    assert len(logged(run_recipe(recipe).folder)) == 4
+
+
+def test_batches_without_a_lesson_are_counted_and_noted_once(data: str, tmp_path: Path) -> None:
+    narrator = Listener()
+    never = "reward={kind: exact_answer, extract: {kind: whole}}"
+    recipe = recipe_of(data, tmp_path, "objective=policy_gradient", never, "teacher={kind: toy}")
+    outcome = run_recipe(recipe, narrator=narrator)
+    assert [line["silent_batches"] for line in logged(outcome.folder)] == [1, 2, 3, 4]
+    assert (
+        len([line for line in narrator.said if "all completions have the same reward" in line]) == 1
+    )
+    strict = recipe_of(
+        data,
+        tmp_path / "strict",
+        "objective=policy_gradient",
+        never,
+        "teacher={kind: toy}",
+        "advantages.all_equal=error",
+    )
+    with pytest.raises(DataError, match="all completions have the same reward"):
+        run_recipe(strict)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["policy=grpo"], r"training\.reduction is not given"),
+        ([*COMBINED, "reward=null", "move=none"], r"reward is missing, and policy\.kind grpo"),
+        (
+            [*COMBINED, "rollouts.completions_per_prompt=1"],
+            r"rollouts\.completions_per_prompt is 1, and policy\.kind grpo",
+        ),
+        (
+            [*COMBINED, "rollouts.kind=dataset", "rollouts.completions_per_prompt=1"],
+            "completions_per_prompt is not a setting",
+        ),
+        ([*COMBINED, "rollouts.temperature=0"], r"rollouts\.temperature is 0 with a policy"),
+        (
+            [*COMBINED, "objective=policy_gradient", "move=none"],
+            r"policy\.distill_weight is 0\.3 with objective\.kind policy_gradient",
+        ),
+        (
+            [*COMBINED[2:], "policy=grpo", "objective={kind: policy_gradient, temperature: 2}"],
+            r"objective\.temperature is 2, and a policy reads",
+        ),
+        (
+            [
+                *COMBINED[2:],
+                "policy=grpo",
+                "objective={kind: weighted_sum}",
+                "objective.parts=[{weight: 1, objective: {kind: policy_gradient}}]",
+            ],
+            r"objective\.kind is weighted_sum with policy\.kind grpo",
+        ),
+        (
+            ["objective=policy_gradient", "training.updates_per_batch=2"],
+            r"training\.updates_per_batch is 2 with policy_gradient and no policy",
+        ),
+        (
+            ["objective=policy_gradient", "training.epochs_per_batch=2"],
+            r"training\.epochs_per_batch is 2 with policy_gradient and no policy",
+        ),
+        (["training.cut_batch_by=rows"], r"training\.cut_batch_by is rows and updates_per_batch"),
+        (["training.rows_per_step=6"], r"training\.rows_per_step is 6; it must be a multiple"),
+        (
+            [
+                "training.rows_per_step=3",
+                "training.updates_per_batch=2",
+                "training.cut_batch_by=rows",
+            ],
+            r"rows_per_step \* updates_per_batch \(2\) is 6; it must be a multiple",
+        ),
+        (["policy=dr_grpo"], r"advantages\.normalise is std with policy\.kind dr_grpo"),
+        (
+            [*COMBINED[2:], "policy=grpo", "training.weighting={importance: {}}"],
+            r"training\.weighting\.importance is given beside a policy",
+        ),
+        (["policy={kind: pr_grpo, suppression: -1}"], r"policy\.suppression is -1"),
+        (["policy={kind: rspo, lowest: 2}"], r"policy\.lowest is 2"),
+        (["policy={kind: grpo, lambda: 2}"], r"policy\.lambda"),
+        (["policy=ppo"], r"policy\.kind is ppo|policy\.kind"),
+        (["training.updates_per_batch=0"], r"training\.updates_per_batch is 0"),
+        (
+            [
+                "training.updates_per_batch=2",
+                "training.tokens_per_step=50",
+                "training.rows_per_step=8",
+            ],
+            "tokens_per_step",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_a_weight_is_loaded(
+    data: str, tmp_path: Path, overrides: list[str], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        raise ConfigError("\n".join(contradictions(recipe_of(data, tmp_path, *overrides))))
+
+
+def test_rows_of_the_data_serve_one_step(tmp_path: Path) -> None:
+    recipe = load("tiny", [*FAST, "training.updates_per_batch=2"])
+    (line,) = [one for one in contradictions(recipe) if not one.startswith("baselines")]
+    assert line.startswith("training.updates_per_batch is 2 with rollouts.kind dataset")
+
+
+def test_a_dense_student_is_refused_where_routers_are_asked_for(data: str, tmp_path: Path) -> None:
+    recipe = recipe_of(data, tmp_path, "policy=pr_grpo", "training.reduction=sequence_mean")
+    with pytest.raises(ConfigError, match=r"policy\.kind is pr_grpo.*this student has none"):
+        run_recipe(recipe)
