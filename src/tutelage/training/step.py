@@ -78,7 +78,7 @@ class Stepper:
             num_tokens=int(window.num_tokens),
             moved_cross_entropy=float(moved) if measured else None,
             stop_requested=bool(totals[2] > 0),
-            measures=self._measures(comparisons, float(loss)),
+            measures=self._measures(comparisons, window, float(loss)),
         )
 
     def read(self, batch: TokenBatch) -> OldTokens:
@@ -143,7 +143,9 @@ class Stepper:
             ),
         )
 
-    def _measures(self, comparisons: list[Comparison], loss: float) -> Mapping[str, float]:
+    def _measures(
+        self, comparisons: list[Comparison], window: Window, loss: float
+    ) -> Mapping[str, float]:
         """A policy's numbers over all micro-batches and ranks; nothing without one."""
         policy = self._module.policy
         found = [c.policy for c in comparisons if c.policy is not None]
@@ -156,6 +158,8 @@ class Stepper:
         numbers = dict(named_measures(sums[: len(MEASURES)], float(highest)))
         if self._teacher is not None:
             numbers["policy_loss"] = float(sums[-1])
+        # A part that was cut by rows may hold none that the teacher is asked about.
+        if window.num_picked_rows is not None and int(window.num_picked_rows):
             numbers["distill_loss"] = (loss - float(sums[-1])) / policy.policy.distill_weight
         return numbers
 
