@@ -12,7 +12,14 @@ from typing_extensions import override
 
 from tutelage.core.errors import NumericsError
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
+from tutelage.core.targets import (
+    Head,
+    HiddenTarget,
+    LogitsTarget,
+    SampledTarget,
+    Target,
+    TopKTarget,
+)
 from tutelage.models.causal_lm import CausalLM
 from tutelage.objectives import Move, NoMove, Objective
 from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
@@ -82,7 +89,7 @@ class LossModule(nn.Module):
     def forward(
         self,
         batch: TokenBatch,
-        target: HiddenTarget | LogitsTarget,
+        target: Target,
         weights: Float[Tensor, " N"],
         t: float | None,
     ) -> Comparison:
@@ -115,7 +122,7 @@ class LossModule(nn.Module):
     def _loss(
         self,
         hidden: Float[Tensor, "N D"],
-        target: HiddenTarget | LogitsTarget,
+        target: Target,
         objective: Objective,
         weights: Float[Tensor, " N"],
         options: FusedOptions,
@@ -257,10 +264,10 @@ class Stepper:
         assert isinstance(comparison, Comparison)  # noqa: S101  modules are not typed
         return comparison
 
-    def _target(self, batch: TokenBatch) -> HiddenTarget | LogitsTarget:
+    def _target(self, batch: TokenBatch) -> Target:
         if self._teacher is None:
             return _labels_only(batch, self._module.student.head)
-        return _dense(self._teacher.score(batch))
+        return self._teacher.score(batch)
 
     def _totals(self, comparisons: list[Comparison], *, stop_requested: bool) -> Float[Tensor, "3"]:
         zero = torch.zeros((), device=self._ranks.device)
@@ -299,7 +306,7 @@ class Stepper:
         if not bool(self._module.hidden(batch).isfinite().all()):
             return "the student's hidden states are nan or infinite"
         target = self._target(batch)
-        answer = target.hidden if isinstance(target, HiddenTarget) else target.logits
+        answer = _numbers(target)
         # Logits may rule entries out by -inf; nothing else may be there.
         if bool((answer.isnan() | (answer == torch.inf)).any()):
             return "the teacher's answer is nan or infinite"
@@ -326,9 +333,12 @@ def _labels_only(batch: TokenBatch, head: Head) -> LogitsTarget:
     )
 
 
-def _dense(target: Target) -> HiddenTarget | LogitsTarget:
-    assert isinstance(target, HiddenTarget | LogitsTarget)  # noqa: S101  no teacher makes others yet
-    return target
+def _numbers(target: Target) -> Tensor:
+    match target:
+        case HiddenTarget(hidden=numbers) | LogitsTarget(logits=numbers):
+            return numbers
+        case TopKTarget(logp=numbers) | SampledTarget(weights=numbers):
+            return numbers
 
 
 def _some(names: list[str]) -> str:
