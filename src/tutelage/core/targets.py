@@ -1,7 +1,7 @@
 """What a teacher may answer for a batch, and the head that turns hidden states into logits."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -49,6 +49,10 @@ class HiddenTarget:
     labels: Int[Tensor, " N"] | None = None
 
 
+Rest = Literal["tail_bucket", "renormalised", "truncated"]
+"""What becomes of the tokens that a top-k target did not keep: see `objectives.partial.top_k`."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class TopKTarget:
@@ -57,6 +61,15 @@ class TopKTarget:
     ids: Int[Tensor, "*at K"]
     logp: Float[Tensor, "*at K"]
     labels: Int[Tensor, "*at"] | None = None
+    tail_logp: Float[Tensor, "*at"] | None = None
+    """Log of the mass of all other entries, summed over themselves; None takes what the kept ones
+    leave of 1, which has lost digits where they hold nearly everything."""
+    temperature: float = 1.0
+    """Divided the teacher's logits before they became probabilities."""
+    num_real: int | None = None
+    """How many leading entries of the vocabulary the K were chosen from; None: all."""
+    rest: Rest | None = None
+    """None is what suits the objective best."""
 
 
 @final
@@ -70,6 +83,15 @@ class SampledTarget:
     ids: Int[Tensor, "*at S"]
     weights: Float[Tensor, "*at S"]
     labels: Int[Tensor, "*at"] | None = None
+    entropy: Float[Tensor, "*at"] | None = None
+    """Of the teacher, in nats: turns a cross-entropy into a divergence. None where unknown."""
+    temperature: float = 1.0
+    """Divided the teacher's logits before anything was drawn."""
+    num_real: int | None = None
+    """How many leading entries of the vocabulary they were drawn from; None: all."""
 
+
+PartialTarget = TopKTarget | SampledTarget
+"""An answer that holds part of the vocabulary only."""
 
 Target = LogitsTarget | HiddenTarget | TopKTarget | SampledTarget

@@ -44,12 +44,13 @@ from tutelage.objectives.on_policy import (
     without_first,
     without_ids,
 )
+from tutelage.objectives.partial import Answer, refusal, sampled_cross_entropy, top_k_divergence
 from tutelage.objectives.reduce import sequence_mean, token_mean, token_weights
 from tutelage.objectives.softmax import excluded_mass_of_logits
-from tutelage.objectives.top_k import sampled_cross_entropy, top_k_divergence
 from tutelage.objectives.union import ObjectiveSettings, WeightedPart, WeightedSum, from_settings
 
 __all__ = [
+    "Answer",
     "Budget",
     "ClipMeasures",
     "ClipSettings",
@@ -83,6 +84,7 @@ __all__ = [
     "joint_concrete_score",
     "overlap_ratio",
     "position_weights",
+    "refusal",
     "return_to_go",
     "reversed_top",
     "reward_temperature",

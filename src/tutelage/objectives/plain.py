@@ -4,16 +4,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
+from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, PartialTarget, Target
 from tutelage.objectives.fused import FusedOptions
 from tutelage.objectives.objective import Objective
+from tutelage.objectives.partial import partial_per_token, refuse_move
 from tutelage.objectives.softmax import common_size
 
 
 def plain_per_token(
     hidden: Float[Tensor, "N D"],
     head: Head,
-    target: HiddenTarget | LogitsTarget,
+    target: Target,
     objective: Objective,
     options: FusedOptions,
 ) -> Float[Tensor, " N"]:
@@ -22,6 +23,9 @@ def plain_per_token(
     Of the options, those of tiles and memory have no meaning here.
     """
     student = plain_logits(hidden, head, options.matmul_dtype)
+    if isinstance(target, PartialTarget):
+        refuse_move(target, options.move)
+        return partial_per_token(student, target, objective)
     if isinstance(target, HiddenTarget):
         with torch.no_grad():
             teacher = plain_logits(target.hidden, target.head, options.matmul_dtype)

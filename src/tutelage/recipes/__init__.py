@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tutelage.recipes.caching.make import CacheMade, CachePlan, make_cache
     from tutelage.recipes.check import check_recipe
     from tutelage.recipes.compare import Plan, compare_recipes, mean_and_half_width
     from tutelage.recipes.config import (
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tutelage.recipes.run import Outcome, evaluate_folder, rebuild_page, run_recipe
 
 _HOMES = {
+    "CacheMade": "caching.make",
+    "CachePlan": "caching.make",
     "Finding": "doctor",
     "Outcome": "run",
     "Outline": "outline",
@@ -37,6 +40,7 @@ _HOMES = {
     "examine": "doctor",
     "from_tree": "config",
     "load": "config",
+    "make_cache": "caching.make",
     "mean_and_half_width": "compare",
     "outline_of": "outline",
     "rebuild_page": "run",
@@ -47,6 +51,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "CacheMade",
+    "CachePlan",
     "Finding",
     "Outcome",
     "Outline",
@@ -60,6 +66,7 @@ __all__ = [
     "examine",
     "from_tree",
     "load",
+    "make_cache",
     "mean_and_half_width",
     "outline_of",
     "rebuild_page",

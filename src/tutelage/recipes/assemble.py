@@ -15,7 +15,8 @@ from tutelage.core.seeds import seed_for
 from tutelage.evaluation import EvaluationOptions
 from tutelage.models import LoadedModel
 from tutelage.objectives.fused import FusedOptions
-from tutelage.recipes.config import Recipe, SelfTeacherSettings
+from tutelage.recipes.caching import Language, open_cache, who_teaches
+from tutelage.recipes.config import CachedTeacherSettings, Recipe, SelfTeacherSettings
 from tutelage.recipes.narrator import Narrator
 from tutelage.recipes.pair import (
     check_vocabularies,
@@ -39,6 +40,7 @@ from tutelage.recipes.rows import (
 from tutelage.recipes.teaching import build_teacher
 from tutelage.rollouts import WritingSettings
 from tutelage.students import (
+    FreshStudent,
     PrunedStudent,
     build_student,
     layers_by_influence,
@@ -62,6 +64,8 @@ class Work:
     teacher: Teacher | None
     """None without one, and until `taught` where each student is its own."""
     ranks: Ranks
+    examiner: Teacher | None = None
+    """Who answers for held-out rows, where that is not the teacher itself."""
     chosen_layers: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """Layers that influence chose, by how many: baselines and seeds begin with the same ones."""
     starts: dict[str, tuple[Any, dict[str, Any]]] = field(
@@ -85,6 +89,11 @@ class Work:
         return self.checked[pair]
 
     @property
+    def measured_by(self) -> Teacher | None:
+        """Who answers for held-out rows."""
+        return self.examiner or self.teacher
+
+    @property
     def device(self) -> torch.device:
         """Where models live."""
         return self.ranks.device
@@ -105,6 +114,18 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         narrator.say(f"note: {note}")
     if recipe.teacher is None or isinstance(recipe.teacher, SelfTeacherSettings):
         return Work(tokenizer=tokenizer, rows=rows, teacher_model=None, teacher=None, ranks=ranks)
+    if isinstance(recipe.teacher, CachedTeacherSettings):
+        with narrator.stage("Opening the cache"):
+            pair = Language(tokenizer=tokenizer, num_real=num_real)
+            teacher, examiner = open_cache(recipe, rows, pair, device=ranks.device)
+        return Work(
+            tokenizer=tokenizer,
+            rows=rows,
+            teacher_model=None,
+            teacher=teacher,
+            examiner=examiner,
+            ranks=ranks,
+        )
     with narrator.stage("Loading the teacher"):
         model = load_teacher(recipe, ranks.device)
     teacher = LiveTeacher(
@@ -149,13 +170,13 @@ def evaluation_options(recipe: Recipe) -> EvaluationOptions:
 
 def make_student(recipe: Recipe, work: Work) -> LoadedModel:
     """The student before its first step: the same every time for the same recipe."""
-    settings = recipe.student
+    settings, origin = recipe.student, _origin(recipe, work)
     if isinstance(settings, PrunedStudent) and settings.model is None:
-        settings = _with_layers(settings, recipe, work)
+        settings = _with_layers(settings, recipe, work, origin)
     to_choose = isinstance(settings, PrunedStudent) and settings.choose == "influence"
     return build_student(
         settings,
-        teacher=work.teacher_model,
+        teacher=origin,
         calibration=_calibration(recipe, work) if to_choose else [],
         device=work.device,
         seed=seed_for(recipe.seed, "student"),
@@ -175,14 +196,26 @@ def taught(recipe: Recipe, work: Work, student: LoadedModel) -> Work:
     return replace(work, rows=with_views(work.rows, recipe, work.tokenizer), teacher=teacher)
 
 
-def _with_layers(settings: PrunedStudent, recipe: Recipe, work: Work) -> PrunedStudent:
+def _origin(recipe: Recipe, work: Work) -> LoadedModel | None:
+    """The teacher's weights, to make a student from; those of a cache are loaded for that alone."""
+    made_from_it = isinstance(recipe.student, FreshStudent) or (
+        isinstance(recipe.student, PrunedStudent) and recipe.student.model is None
+    )
+    if isinstance(recipe.teacher, CachedTeacherSettings) and made_from_it:
+        return load_teacher(recipe, work.device)
+    return work.teacher_model
+
+
+def _with_layers(
+    settings: PrunedStudent, recipe: Recipe, work: Work, origin: LoadedModel | None
+) -> PrunedStudent:
     """The layers by name where influence is to choose them, which takes a forward pass once."""
-    if settings.choose != "influence" or work.teacher_model is None:
+    if settings.choose != "influence" or origin is None:
         return settings
     keep = settings.keep_layers
     if keep not in work.chosen_layers:
         rows = _calibration(recipe, work)
-        chosen = layers_by_influence(work.teacher_model.lm, rows, keep=keep)
+        chosen = layers_by_influence(origin.lm, rows, keep=keep)
         work.chosen_layers[keep] = tuple(chosen)
     return settings.model_copy(update={"choose": work.chosen_layers[keep]})
 
@@ -235,6 +268,8 @@ def _identity(recipe: Recipe, work: Work) -> dict[str, Any]:
     if recipe.teacher is None:
         return {}
     named = recipe.teacher.model_dump(mode="json", exclude=_NOT_WHO_TEACHES)
+    if isinstance(recipe.teacher, CachedTeacherSettings):
+        named = {"rest": recipe.teacher.rest, **who_teaches(recipe.teacher)}
     if work.teacher_model is not None:
         named["dtype"] = str(work.teacher_model.lm.dtype).removeprefix("torch.")
     return {f"teacher.{name}": value for name, value in named.items()}

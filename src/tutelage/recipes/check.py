@@ -10,6 +10,7 @@ from tutelage.core.run_log import RunFolder
 from tutelage.objectives import MoveSettings, NoMove, Objective, ObjectiveSettings, Taid
 from tutelage.objectives.moved_targets import taid
 from tutelage.objectives.union import WeightedSum
+from tutelage.recipes.caching import contradictions_with_cache
 from tutelage.recipes.config import Recipe, baseline
 from tutelage.recipes.rewarded import contradictions_of_rewards
 from tutelage.recipes.rows import needs_completions, writes
@@ -51,6 +52,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
 
 def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from _of_self_teacher(recipe)
+    yield from contradictions_with_cache(recipe)
     yield from _of_teacher(recipe)
     yield from _of_writing(recipe)
     yield from contradictions_of_rewards(recipe)

@@ -14,7 +14,7 @@ from tutelage.core.settings import Settings
 from tutelage.objectives import MoveSettings, ObjectiveSettings, from_settings
 from tutelage.objectives.moved_targets import NoMove
 from tutelage.objectives.policies import PolicySettings
-from tutelage.recipes.teaching.settings import SelfTeacherSettings
+from tutelage.recipes.teaching.settings import CachedTeacherSettings, SelfTeacherSettings
 from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in, read_recipe
 from tutelage.rewards import AdvantageSettings, RewardSettings
 from tutelage.rollouts import RolloutSettings, RowSettings
@@ -58,7 +58,8 @@ class ToyTeacherSettings(Settings):
 
 
 TeacherSettings = Annotated[
-    LiveTeacherSettings | ToyTeacherSettings | SelfTeacherSettings, Field(discriminator="kind")
+    LiveTeacherSettings | ToyTeacherSettings | SelfTeacherSettings | CachedTeacherSettings,
+    Field(discriminator="kind"),
 ]
 
 

@@ -1,6 +1,7 @@
 """Looks a recipe over before training: tokenizer, template, ends, vocabularies, lengths, dtype.
 
-Reads configurations, tokenizers and every row, and no weights. A mistake is a finding, not an end.
+Reads configurations, tokenizers and every row, and no weights but those of a small teacher whose
+answers are cached. A mistake is a finding, not an end.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +14,14 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import Rollout
+from tutelage.recipes.caching import Language, look_over
 from tutelage.recipes.check import contradictions
-from tutelage.recipes.config import LiveTeacherSettings, Recipe, SelfTeacherSettings
+from tutelage.recipes.config import (
+    CachedTeacherSettings,
+    LiveTeacherSettings,
+    Recipe,
+    SelfTeacherSettings,
+)
 from tutelage.recipes.pair import (
     check_vocabularies,
     student_config,
@@ -69,6 +76,7 @@ def examine(recipe: Recipe) -> list[Finding]:
         return found
     found += _collected("rows", lambda: _rows(recipe, rows))
     found += _collected("chat template", lambda: _template(recipe, tokenizer, rows))
+    found += _collected("cache", lambda: _cache(recipe, tokenizer, rows))
     found += _collected("privileged context", lambda: _context(recipe, rows))
     found += _collected("end of turn", lambda: _ends(recipe, tokenizer, shape, rows))
     found += _collected("lengths", lambda: _lengths(recipe, rows, shape, teacher))
@@ -241,6 +249,14 @@ def _context(recipe: Recipe, rows: Rows) -> Iterator[Finding]:
         yield _note("privileged context", f"{settings.context} is a control: it shows no solution")
 
 
+def _cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Iterator[Finding]:
+    if not isinstance(recipe.teacher, CachedTeacherSettings):
+        return
+    language = Language(tokenizer=tokenizer, num_real=check_vocabularies(recipe, tokenizer))
+    for looked in look_over(recipe, rows, language):
+        yield (_wrong if looked.wrong else _fine)("cache", looked.text)
+
+
 def _is_plain(row: Rollout) -> bool:
     return isinstance(row.prompt.row.get("prompt", row.prompt.row.get("text")), str)
 
@@ -318,7 +334,10 @@ def _writing(
             "a greedy student writes the same until its weights move, and never sees what it says "
             "at random when it is used: rollouts.temperature 1 samples what it would say",
         )
-    remembered = recipe.teacher.remember_megabytes if recipe.teacher else 0
+    who = recipe.teacher
+    if who is None or isinstance(who, CachedTeacherSettings):
+        return
+    remembered = who.remember_megabytes
     if not needs_completions(settings) and remembered:
         yield _note(
             "rollouts",

@@ -82,7 +82,7 @@ class Measurer:
         if self._report is None:
             self._report = evaluate_divergence(
                 self._student.lm,
-                self._work.teacher,
+                self._work.measured_by,
                 batches(self._work.rows.held_out, self._recipe, self._work),
                 options=evaluation_options(self._recipe),
             )
@@ -108,7 +108,7 @@ class Measurer:
             numbers = written_numbers(rows)
             pieces = batches([row for row in rows if row.completion_ids], recipe, work)
             numbers |= evaluate_written(
-                lm, work.teacher, pieces, objective=recipe.objective, options=options
+                lm, work.measured_by, pieces, objective=recipe.objective, options=options
             )
             self._written = numbers
         return self._written
@@ -162,16 +162,14 @@ class Scribe:
         """The teacher's own line of the table, and its samples; None without a teacher."""
         model = self.work.teacher_model
         if model is None:
-            return None
+            # A cache knows its teacher's answers, not how it writes, nor how fast.
+            cached = self.recipe.teacher is not None and self.recipe.teacher.kind == "cached"
+            return _agreeing_teacher(report) if cached else None
         with self.narrator.stage("Measuring: teacher"):
             self.samples("teacher", model)
             speed = self._speed(model)
         return {
-            "name": "teacher",
-            "perplexity": report.teacher_perplexity,
-            "forward_kl": 0.0,
-            "reverse_kl": 0.0,
-            "top1_agreement": 1.0,
+            **_agreeing_teacher(report),
             "num_parameters": model.lm.num_parameters(),
             "tokens_per_second": speed,
         }
@@ -200,12 +198,12 @@ class Scribe:
 
     def _tokens(self, when: str, student: LoadedModel) -> None:
         rows = self.work.rows.held_out[: self.recipe.evaluation.num_token_rows]
-        if self.work.teacher is None or not rows:
+        if self.work.measured_by is None or not rows:
             return
         pieces = cut(rows, max_tokens=self.recipe.evaluation.max_tokens)
         lines = token_rows(
             student.lm,
-            self.work.teacher,
+            self.work.measured_by,
             [(collate(piece, device=self.work.device), piece) for piece in pieces],
             tokenizer=self.work.tokenizer,
             when=when,
@@ -226,6 +224,16 @@ class Scribe:
         for piece in cut(self.work.rows.held_out, max_tokens=_TIMED_TOKENS)[:1]:
             chosen += piece
         return collate(chosen, device=self.work.device).student
+
+
+def _agreeing_teacher(report: DivergenceReport) -> dict[str, Any]:
+    return {
+        "name": "teacher",
+        "perplexity": report.teacher_perplexity,
+        "forward_kl": 0.0,
+        "reverse_kl": 0.0,
+        "top1_agreement": 1.0,
+    }
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import final
 from transformers import PretrainedConfig
 
 from tutelage.models import ParameterCount, num_lora_parameters, parameter_count
+from tutelage.recipes.caching import head_bytes, told_of
 from tutelage.recipes.check import contradictions
-from tutelage.recipes.config import LiveTeacherSettings, Recipe
+from tutelage.recipes.config import CachedTeacherSettings, LiveTeacherSettings, Recipe
 from tutelage.recipes.pair import student_config, teacher_config, vocabulary_size
 from tutelage.recipes.rows import described
 from tutelage.recipes.teaching import SelfTeacherSettings, kept_weights
@@ -33,7 +34,7 @@ class Outline:
     teacher: ParameterCount | None
     """None without one, and where the student teaches itself."""
     self_taught: str | None
-    """Which of its weights a student that teaches itself learns from."""
+    """Which of its weights a student that teaches itself learns from, or what a cache holds."""
     num_adapter: int | None
     """Numbers in the adapter, where that is all that is trained."""
     tokens_per_micro_batch: int
@@ -97,7 +98,10 @@ def outline_of(recipe: Recipe) -> Outline:
         self_taught = f"{words}, shown {_context(own)}"
         memory["teacher"] = kept
         memory["answers remembered, at most"] = own.remember_megabytes * _MEGABYTE
-    if teacher is not None and recipe.teacher is not None:
+    if isinstance(recipe.teacher, CachedTeacherSettings):
+        self_taught = told_of(recipe.teacher)
+        memory["teacher's head"] = head_bytes(recipe.teacher)
+    elif teacher is not None and recipe.teacher is not None:
         live = isinstance(recipe.teacher, LiveTeacherSettings)
         dtype = recipe.teacher.dtype if isinstance(recipe.teacher, LiveTeacherSettings) else "auto"
         memory["teacher"] = teacher.total * (_BYTES[dtype] if live else 4)

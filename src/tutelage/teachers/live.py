@@ -43,6 +43,16 @@ class LiveTeacher(Teacher):
         )
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._lm.device
+
+    @property
+    def width(self) -> int:
+        """Numbers in a hidden state."""
+        return int(self._lm.head.weight.shape[1])
+
+    @property
     def num_scored_rows(self) -> int:
         """Rows that cost a forward pass."""
         return self._reader.num_scored_rows

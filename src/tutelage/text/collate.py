@@ -47,7 +47,7 @@ def collate(rollouts: Sequence[Rollout], *, device: str | torch.device = "cpu") 
         loss_mask=torch.ones(len(labels), dtype=torch.bool, device=device),
         row_of=_tensor([index for index, row in enumerate(trained) for _ in row], device),
         offset_in_row=_tensor([at for row in trained for at in row], device),
-        keys=tuple(_key(rollout) for rollout in rollouts),
+        keys=tuple(key_of(rollout) for rollout in rollouts),
         sampled_logp=_sampled_logp(rollouts, trained, device),
         advantages=_advantages(rollouts, trained, device),
     )
@@ -147,7 +147,7 @@ def _teacher_ids(rollout: Rollout) -> tuple[int, ...]:
     return rollout.prompt.student_ids if own is None else own
 
 
-def _key(rollout: Rollout) -> str:
+def key_of(rollout: Rollout) -> str:
     """A row's content: the same ids, seen and trained alike, have the same key in any batch."""
     digest = hashlib.blake2b(digest_size=16)
     parts = (

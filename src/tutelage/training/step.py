@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from tutelage.core.errors import NumericsError
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import HiddenTarget, LogitsTarget, Target
+from tutelage.core.targets import (
+    HiddenTarget,
+    LogitsTarget,
+    SampledTarget,
+    Target,
+    TopKTarget,
+)
 from tutelage.objectives.reduce import token_weights
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.collect import MicroBatch, Window
@@ -133,7 +139,7 @@ class Stepper:
         return Distilled(
             at=picked[micro_batch.batch.row_of],
             batch=batch,
-            target=_dense(self._teacher.score(batch)),
+            target=self._teacher.score(batch),
             weights=token_weights(
                 batch.loss_mask,
                 batch.row_of,
@@ -163,10 +169,10 @@ class Stepper:
             numbers["distill_loss"] = (loss - float(sums[-1])) / policy.policy.distill_weight
         return numbers
 
-    def _target(self, batch: TokenBatch) -> HiddenTarget | LogitsTarget:
+    def _target(self, batch: TokenBatch) -> Target:
         if self._teacher is None:
             return labels_only(batch, self._module.student.head)
-        return _dense(self._teacher.score(batch))
+        return self._teacher.score(batch)
 
     def _totals(self, comparisons: list[Comparison], *, stop_requested: bool) -> Float[Tensor, "3"]:
         zero = torch.zeros((), device=self._ranks.device)
@@ -205,7 +211,7 @@ class Stepper:
         if not bool(self._module.hidden(batch).isfinite().all()):
             return "the student's hidden states are nan or infinite"
         target = self._target(batch)
-        answer = target.hidden if isinstance(target, HiddenTarget) else target.logits
+        answer = _numbers(target)
         # Logits may rule entries out by -inf; nothing else may be there.
         if bool((answer.isnan() | (answer == torch.inf)).any()):
             return "the teacher's answer is nan or infinite"
@@ -223,9 +229,12 @@ class Stepper:
         )
 
 
-def _dense(target: Target) -> HiddenTarget | LogitsTarget:
-    assert isinstance(target, HiddenTarget | LogitsTarget)  # noqa: S101  no teacher makes others yet
-    return target
+def _numbers(target: Target) -> Tensor:
+    match target:
+        case HiddenTarget(hidden=numbers) | LogitsTarget(logits=numbers):
+            return numbers
+        case TopKTarget(logp=numbers) | SampledTarget(weights=numbers):
+            return numbers
 
 
 def _some(names: list[str]) -> str:

@@ -9,15 +9,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
+from tutelage.core.targets import Head, PartialTarget, Target
 from tutelage.objectives.fused.driver import (
+    Block,
+    BlockFunction,
     Problem,
     Wanted,
     differentiate,
     evaluate,
 )
 from tutelage.objectives.fused.options import FusedLoss, FusedOptions
+from tutelage.objectives.fused.scores import real_entries
 from tutelage.objectives.objective import Objective
+from tutelage.objectives.partial import partial_rows, refuse, rows_of_target
 
 _DEFAULTS = FusedOptions()
 
@@ -25,7 +29,7 @@ _DEFAULTS = FusedOptions()
 def fused_loss(
     student_hidden: Float[Tensor, "N D"],
     student_head: Head,
-    target: HiddenTarget | LogitsTarget,
+    target: Target,
     objective: Objective,
     *,
     token_weights: Float[Tensor, " N"],
@@ -48,7 +52,7 @@ def fused_loss(
 def fused_per_token(
     student_hidden: Float[Tensor, "N D"],
     student_head: Head,
-    target: HiddenTarget | LogitsTarget,
+    target: Target,
     objective: Objective,
     *,
     options: FusedOptions = _DEFAULTS,
@@ -68,7 +72,7 @@ class _Call:
     """All that autograd need not see."""
 
     head: Head
-    target: HiddenTarget | LogitsTarget
+    target: Target
     objective: Objective
     options: FusedOptions
     token_weights: Tensor | None = None
@@ -82,6 +86,25 @@ class _Call:
             target=self.target,
             options=self.options,
         )
+
+    @property
+    def rows(self) -> BlockFunction:
+        """What is done with each block; each kind of answer has its own way."""
+        target, objective = self.target, self.objective
+        if isinstance(target, PartialTarget):
+            refuse(objective, target, real_entries(self.head))
+
+            def partly(block: Block) -> Tensor:
+                some = rows_of_target(target, block.at)
+                return partial_rows(block.student, some, objective, block.labels)
+
+            return partly
+
+        def wholly(block: Block) -> Tensor:
+            assert block.teacher is not None  # noqa: S101  whole answers have scores
+            return objective.rows(block.student, block.teacher, block.labels)
+
+        return wholly
 
 
 def _wanted(ctx: FunctionCtx) -> Wanted:
@@ -103,11 +126,9 @@ class _Loss(torch.autograd.Function):
         problem, wanted = call.problem(hidden, weight, bias), _wanted(ctx)
         ctx.gradients = None
         if wanted.any:
-            per_token, ctx.gradients = differentiate(
-                problem, call.objective.rows, call.token_weights, wanted
-            )
+            per_token, ctx.gradients = differentiate(problem, call.rows, call.token_weights, wanted)
         else:
-            per_token = evaluate(problem, call.objective.rows)
+            per_token = evaluate(problem, call.rows)
         ctx.mark_non_differentiable(per_token)
         return _weighted_sum(per_token, call.token_weights), per_token
 
@@ -138,11 +159,11 @@ class _PerToken(torch.autograd.Function):
     ) -> Tensor:
         ctx.call = call
         ctx.save_for_backward(hidden, weight, bias)  # pyright: ignore[reportArgumentType]  None is fine
-        return evaluate(call.problem(hidden, weight, bias), call.objective.rows)
+        return evaluate(call.problem(hidden, weight, bias), call.rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.call.problem(*ctx.saved_tensors)
-        _, made = differentiate(problem, ctx.call.objective.rows, upstream, _wanted(ctx))
+        _, made = differentiate(problem, ctx.call.rows, upstream, _wanted(ctx))
         return None, made.hidden, made.weight, made.bias

@@ -9,7 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
+from tutelage.core.targets import (
+    Head,
+    HiddenTarget,
+    LogitsTarget,
+    PartialTarget,
+    SampledTarget,
+    Target,
+    TopKTarget,
+)
 from tutelage.objectives.fused.head_gradient import HeadGradient
 from tutelage.objectives.fused.options import FusedOptions
 from tutelage.objectives.fused.scores import (
@@ -23,10 +31,7 @@ from tutelage.objectives.fused.scores import (
 )
 from tutelage.objectives.fused.scratch import Scratch, borrowed
 from tutelage.objectives.fused.tiles import block_rows, spans, tile_tokens, useful_tokens
-
-RowFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""(student rows, teacher rows, labels) to nats a row, leaving d value / d scores in the student's
-rows: `Objective.rows`."""
+from tutelage.objectives.partial import refuse_move
 
 
 @final
@@ -36,11 +41,16 @@ class Block:
 
     student: Float[Tensor, "R V"]
     teacher: Float[Tensor, "R V"] | None
+    """None where only the student is looked at, or the teacher's answer is no scores."""
     labels: Int[Tensor, " R"] | None
     at: slice
     """Their place among all tokens."""
     in_tile: slice
     """Their place in the loaded tile."""
+
+
+BlockFunction = Callable[[Block], Tensor]
+"""A block to nats a row, leaving d value / d scores in the student's rows: `Objective.rows`."""
 
 
 @final
@@ -50,7 +60,7 @@ class Problem:
 
     student_hidden: Float[Tensor, "N D"]
     student_head: Head
-    target: HiddenTarget | LogitsTarget | None
+    target: Target | None
     """None where only the student is looked at."""
     options: FusedOptions
     given_labels: Int[Tensor, " N"] | None = None
@@ -59,7 +69,9 @@ class Problem:
     def num_entries(self) -> int:
         """V: the real entries that both sides share."""
         student = real_entries(self.student_head)
-        return student if self.target is None else min(student, target_entries(self.target))
+        if self.target is None:
+            return student
+        return min(student, target_entries(self.target, student=student))
 
     @property
     def labels(self) -> Int[Tensor, " N"] | None:
@@ -72,9 +84,16 @@ class Problem:
         """fp32, or fp64 when any side comes in it."""
         dtypes = [self.student_hidden.dtype]
         if self.target is not None:
-            t = self.target
-            dtypes.append((t.hidden if isinstance(t, HiddenTarget) else t.logits).dtype)
+            dtypes.append(_numbers(self.target).dtype)
         return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def _numbers(target: Target) -> Tensor:
+    match target:
+        case HiddenTarget(hidden=numbers) | LogitsTarget(logits=numbers):
+            return numbers
+        case TopKTarget(logp=numbers) | SampledTarget(weights=numbers):
+            return numbers
 
 
 @final
@@ -120,7 +139,7 @@ def _teacher_scores(problem: Problem, scratch: Scratch) -> Scores | None:
     target = problem.target
     if isinstance(target, HiddenTarget):
         return _linear("teacher", target.hidden, target.head, problem, scratch)
-    if target is None:
+    if target is None or isinstance(target, PartialTarget):
         return None
     return GivenScores(target.logits, num_entries=problem.num_entries)
 
@@ -130,6 +149,7 @@ class Walk:
     """Both sides' scores and all scratch memory of one call; `walking` makes one."""
 
     def __init__(self, problem: Problem, scratch: Scratch) -> None:
+        refuse_move(problem.target, problem.options.move)
         self.problem = problem
         self.scratch = scratch
         hidden, head = problem.student_hidden, problem.student_head
@@ -283,7 +303,7 @@ class Backward:
 
 
 def differentiate(
-    problem: Problem, rows: RowFunction, token_weights: Float[Tensor, " N"], wanted: Wanted
+    problem: Problem, rows: BlockFunction, token_weights: Float[Tensor, " N"], wanted: Wanted
 ) -> tuple[Float[Tensor, " N"], Gradients]:
     """Nats of each token, and the gradients of their weighted sum: three or four matmuls."""
     with walking(problem) as walk:
@@ -292,22 +312,17 @@ def differentiate(
         for first, last in walk.tiles():
             for block in walk.blocks(first, last):
                 backward.before_block(block.student)
-                per_token[block.at] = rows(block.student, _both(block), block.labels)
+                per_token[block.at] = rows(block)
                 backward.after_block(block)
             backward.after_tile(first, last)
         return per_token, backward.gradients()
 
 
-def evaluate(problem: Problem, rows: RowFunction) -> Float[Tensor, " N"]:
+def evaluate(problem: Problem, rows: BlockFunction) -> Float[Tensor, " N"]:
     """Nats of each token: two matmuls."""
     with walking(problem) as walk:
         per_token = problem.student_hidden.new_empty(walk.num_tokens, dtype=problem.row_dtype)
         for first, last in walk.tiles():
             for block in walk.blocks(first, last):
-                per_token[block.at] = rows(block.student, _both(block), block.labels)
+                per_token[block.at] = rows(block)
         return per_token
-
-
-def _both(block: Block) -> Tensor:
-    assert block.teacher is not None  # noqa: S101  only measures look at a student alone
-    return block.teacher

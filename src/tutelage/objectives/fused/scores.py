@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
+from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, PartialTarget, Target
 from tutelage.objectives.fused.options import LogitsMode
 from tutelage.objectives.fused.scratch import Scratch
 
@@ -24,8 +24,10 @@ def real_entries(side: Head | LogitsTarget) -> int:
     return entries if side.num_real is None else min(side.num_real, entries)
 
 
-def target_entries(target: LogitsTarget | HiddenTarget) -> int:
-    """The same for a teacher's answer."""
+def target_entries(target: Target, *, student: int) -> int:
+    """The same for a teacher's answer; one that does not say has as many as the student."""
+    if isinstance(target, PartialTarget):
+        return target.num_real or student
     return real_entries(target.head if isinstance(target, HiddenTarget) else target)
 
 

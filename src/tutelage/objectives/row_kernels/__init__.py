@@ -14,6 +14,7 @@ from tutelage.objectives.row_kernels.concrete_score import (
     mixture_concrete_score_rows,
 )
 from tutelage.objectives.row_kernels.cross_entropy import (
+    sampled_ids_rows,
     sampled_token_rows,
     teacher_cross_entropy_rows,
     token_cross_entropy_rows,
@@ -34,7 +35,11 @@ from tutelage.objectives.row_kernels.mixtures import (
 )
 from tutelage.objectives.row_kernels.moves import budget_rows, mix_rows
 from tutelage.objectives.row_kernels.powers import alpha_beta_rows
-from tutelage.objectives.row_kernels.support import Kept, restricted_rows
+from tutelage.objectives.row_kernels.support import (
+    Kept,
+    restricted_rows,
+    rows_against_classes,
+)
 
 __all__ = [
     "Kept",
@@ -56,6 +61,8 @@ __all__ = [
     "restricted_rows",
     "reverse_kl_pointwise_rows",
     "reverse_kl_rows",
+    "rows_against_classes",
+    "sampled_ids_rows",
     "sampled_token_rows",
     "scratch_like",
     "skew_forward_kl_rows",

@@ -44,6 +44,20 @@ def sampled_token_rows(
     return values
 
 
+def sampled_ids_rows(
+    student: Float[Tensor, "R V"], ids: Int[Tensor, "R S"], weights: Float[Tensor, "R S"]
+) -> Float[Tensor, " R"]:
+    """Minus the weighted log-probability of given ids; gradient (sum of weights) * q - weights."""
+    at, top = student.gather(1, ids).double(), student.amax(dim=-1).double()
+    softmax_into(student, student)
+    log_sum_exp = top - student.amax(dim=-1).double().log()
+    total = weights.double().sum(dim=-1)
+    values = total * log_sum_exp - (weights.double() * at).sum(dim=-1)
+    student.mul_(total.to(student.dtype)[:, None])
+    student.scatter_add_(1, ids, -weights.to(student.dtype))
+    return values.to(student.dtype)
+
+
 def _logp_at(scores: Float[Tensor, "R V"], ids: Int[Tensor, "R 1"]) -> Float[Tensor, " R"]:
     """The log-probability of each row's id, in fp64; the scores become probabilities."""
     at, top = scores.gather(1, ids)[:, 0].double(), scores.amax(dim=-1).double()

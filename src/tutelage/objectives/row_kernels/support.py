@@ -38,7 +38,23 @@ def restricted_rows(
     that class's gradient is shared out. The kernel works in fp64: classes are few, so it costs
     nothing, and their rounding errors would not average out.
     """
-    few_student, few_teacher = _classes(student, kept), _classes(teacher, kept)
+    return rows_against_classes(student, _classes(teacher, kept), kept, kernel)
+
+
+def rows_against_classes(
+    student: Float[Tensor, "R V"],
+    few_teacher: Float[Tensor, "R C"],
+    kept: Kept,
+    kernel: Callable[[Tensor, Tensor], Tensor],
+) -> Float[Tensor, " R"]:
+    """The same against a teacher of whom the classes are all that is known.
+
+    Args:
+        few_teacher: scores of the kept classes in fp64, and of the rest behind them where there is
+            a tail. -inf has no mass.
+    """
+    few_teacher = few_teacher.maximum(few_teacher.amax(dim=-1, keepdim=True) - _FAR)
+    few_student = _classes(student, kept)
     values = kernel(few_student, few_teacher).to(student.dtype)
     gradient = few_student.to(student.dtype)
     num_kept = kept.ids.shape[1]

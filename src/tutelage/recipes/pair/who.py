@@ -1,13 +1,20 @@
 """Who teaches whom: the two models of a recipe by their files, and the teacher's weights."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tutelage.core.errors import ConfigError, ModelError
 from tutelage.models import LoadedModel, load_config, load_model, load_tokenizer
-from tutelage.recipes.config import LiveTeacherSettings, Recipe, SelfTeacherSettings
+from tutelage.recipes.config import (
+    CachedTeacherSettings,
+    LiveTeacherSettings,
+    Recipe,
+    SelfTeacherSettings,
+    varied,
+)
 from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher
 from tutelage.students import (
     FreshStudent,
@@ -16,6 +23,7 @@ from tutelage.students import (
     choose_layers,
     fresh_config,
 )
+from tutelage.teachers.cache import WORDS, load_identity
 from tutelage.text import match
 
 
@@ -26,6 +34,8 @@ def load_teacher(recipe: Recipe, device: torch.device) -> LoadedModel:
         raise ConfigError("teacher is missing; it must be given. Name a model in teacher.model.")
     if isinstance(settings, SelfTeacherSettings):
         raise ConfigError("teacher.kind is self; it must be of its own to be loaded. Name a model.")
+    if isinstance(settings, CachedTeacherSettings):
+        return load_teacher(taught_live(recipe), device)
     if not isinstance(settings, LiveTeacherSettings):
         toy = toy_teacher(settings)
         return replace(toy, lm=toy.lm.to(device))
@@ -36,6 +46,18 @@ def load_teacher(recipe: Recipe, device: torch.device) -> LoadedModel:
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
     )
+
+
+def taught_live(recipe: Recipe) -> Recipe:
+    """The recipe with the teacher itself in place of the cache of its answers."""
+    if not isinstance(recipe.teacher, CachedTeacherSettings):
+        return recipe
+    return varied(recipe, {"teacher": load_identity(Path(recipe.teacher.folder)).teacher})
+
+
+def words_of(settings: CachedTeacherSettings) -> str:
+    """The folder that keeps the tokenizer and the configuration of a cached teacher."""
+    return str(Path(settings.folder) / WORDS)
 
 
 def _teacher_dtype(settings: LiveTeacherSettings) -> torch.dtype:
@@ -61,6 +83,8 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig | None:
             return load_config(model, revision=revision, trust_remote_code=trust)
         case SelfTeacherSettings():
             return None if _made_from_teacher(recipe) else student_config(recipe)
+        case CachedTeacherSettings():
+            return load_config(words_of(recipe.teacher))
         case toy:
             return toy_config(toy)
 
@@ -74,6 +98,8 @@ def teacher_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
             return load_tokenizer(model, revision=revision, trust_remote_code=trust)
         case SelfTeacherSettings():
             return None if _made_from_teacher(recipe) else student_tokenizer(recipe)
+        case CachedTeacherSettings():
+            return load_tokenizer(words_of(recipe.teacher))
         case _:
             return byte_tokenizer()
 

@@ -2,9 +2,10 @@
 
 from tutelage.recipes.teaching.build import build_teacher, kept_weights, show_context, teacher_view
 from tutelage.recipes.teaching.check import contradictions_of
-from tutelage.recipes.teaching.settings import SelfTeacherSettings
+from tutelage.recipes.teaching.settings import CachedTeacherSettings, SelfTeacherSettings
 
 __all__ = [
+    "CachedTeacherSettings",
     "SelfTeacherSettings",
     "build_teacher",
     "contradictions_of",

@@ -7,6 +7,7 @@ from annotated_types import Ge, Lt
 from pydantic import NonNegativeInt, PositiveInt
 
 from tutelage.core.settings import Settings
+from tutelage.core.targets import Rest
 from tutelage.teachers import Weights
 from tutelage.text import Context
 
@@ -45,3 +46,16 @@ class SelfTeacherSettings(Settings):
     """A longer prompt of the teacher's has its context cut in the middle, and nothing else."""
     remember_megabytes: NonNegativeInt = 0
     """How much memory may hold answers already given; only weights that stay can use it."""
+
+
+@final
+class CachedTeacherSettings(Settings):
+    """A folder of answers that `tutelage cache` wrote: no teacher is loaded, and none is asked."""
+
+    kind: Literal["cached"] = "cached"
+    folder: str
+    """What `tutelage cache RECIPE --out FOLDER` was given."""
+    rest: Rest | None = None
+    """Top-k answers: what becomes of the entries that were not kept. `tail_bucket` lumps them into
+    one class, `renormalised` leaves them out on both sides, `truncated` only sums the kept terms;
+    null is tail_bucket, but renormalised for concrete_score."""

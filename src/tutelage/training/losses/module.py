@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
+from tutelage.core.targets import Head, LogitsTarget, Target
 from tutelage.models.causal_lm import CausalLM
 from tutelage.objectives import Move, NoMove, Objective, Taid, token_advantages
 from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
@@ -92,7 +92,7 @@ class LossModule(nn.Module):
     def forward(
         self,
         batch: TokenBatch,
-        target: HiddenTarget | LogitsTarget,
+        target: Target,
         weights: Float[Tensor, " N"],
         t: float | None,
         old: OldTokens | None = None,
@@ -129,9 +129,7 @@ class LossModule(nn.Module):
         """What the student says of the batch's own tokens, and its routers at them."""
         return self._heard(batch, labels_only(batch, self.student.head))[1]
 
-    def _heard(
-        self, batch: TokenBatch, labels: HiddenTarget | LogitsTarget
-    ) -> tuple[Float[Tensor, "N D"], OldTokens]:
+    def _heard(self, batch: TokenBatch, labels: Target) -> tuple[Float[Tensor, "N D"], OldTokens]:
         assert self.policy is not None  # noqa: S101  the callers have looked
         with self.policy.watching() as tap:
             hidden = self.hidden(batch)
@@ -142,7 +140,7 @@ class LossModule(nn.Module):
     def _nats(
         self,
         hidden: Float[Tensor, "N D"],
-        target: HiddenTarget | LogitsTarget,
+        target: Target,
         objective: Objective,
     ) -> Float[Tensor, " N"]:
         """Of each token by the unmoved target, without gradient."""
@@ -155,7 +153,7 @@ class LossModule(nn.Module):
         self,
         hidden: Float[Tensor, "N D"],
         batch: TokenBatch,
-        target: HiddenTarget | LogitsTarget,
+        target: Target,
         weights: Float[Tensor, " N"],
         t: float | Float[Tensor, " N"] | None,
     ) -> Comparison:
@@ -184,7 +182,7 @@ class LossModule(nn.Module):
     def _loss(
         self,
         hidden: Float[Tensor, "N D"],
-        target: HiddenTarget | LogitsTarget,
+        target: Target,
         objective: Objective,
         weights: Float[Tensor, " N"],
         options: FusedOptions,

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import HiddenTarget, LogitsTarget
+from tutelage.core.targets import Target
 from tutelage.objectives import Objective, PolicyGradient, token_advantages
 from tutelage.objectives.policies import DrawnTokens, Policy, log_router_drift
 from tutelage.routing import routing_shift
@@ -28,7 +28,7 @@ class Distilled:
     """Their tokens among those of the micro-batch."""
     batch: TokenBatch
     """They alone: M tokens."""
-    target: HiddenTarget | LogitsTarget
+    target: Target
     weights: Float[Tensor, " M"]
     """What each token's nats weigh in the mean over the step's distilled rows."""
 
