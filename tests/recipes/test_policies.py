@@ -241,3 +241,37 @@ def test_a_dense_student_is_refused_where_routers_are_asked_for(data: str, tmp_p
     recipe = recipe_of(data, tmp_path, "policy=pr_grpo", "training.reduction=sequence_mean")
     with pytest.raises(ConfigError, match=r"policy\.kind is pr_grpo.*this student has none"):
         run_recipe(recipe)
+
+
+def test_the_small_presets_of_padd_follow_each_other(tmp_path: Path) -> None:
+    few = (
+        "training.num_steps=2",
+        "training.warmup_steps=0",
+        "training.rows_per_step=8",
+        "evaluation.num_rows=4",
+        "evaluation.num_samples=0",
+        "evaluation.num_token_rows=0",
+        "report.enabled=false",
+    )
+    base = run_recipe(load("reasoning_base", [f"output={tmp_path / 'base'}", *few]))
+    written = (f"student.model={base.student}", "evaluation.written_rows=4", *few)
+    taught = run_recipe(load("padd_small_teacher", [f"output={tmp_path / 'teacher'}", *written]))
+    outcome = run_recipe(
+        load(
+            "padd_small",
+            [f"output={tmp_path / 'padd'}", f"teacher.model={taught.student}", *written],
+        )
+    )
+    names = [row["name"] for row in outcome.summary["rows"]]
+    assert names == [
+        *("before", "grpo", "gspo", "gmpo", "online_kd", "literal", "distilled", "teacher")
+    ]
+    for line in logged(outcome.folder):
+        assert {
+            "policy_loss",
+            "distill_loss",
+            "silent_batches" if "reward" in line else "loss",
+        } <= (line.keys())
+    for line in logged(outcome.folder / "baselines" / "grpo"):
+        assert "distill_loss" not in line
+        assert "clip_fraction" in line

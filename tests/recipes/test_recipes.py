@@ -79,8 +79,8 @@ def test_a_recipe_written_out_reads_back_the_same(name: str, tmp_path: Path) -> 
     [
         pytest.param(name, marks=() if name in TOYS else pytest.mark.real)
         for name in preset_names()
-        # One needs a hub, the other the student that reasoning_base makes.
-        if name not in ("qwen3", "opsd_small")
+        # One needs a hub, the others the student that reasoning_base makes.
+        if name not in ("qwen3", "opsd_small", "padd_small", "padd_small_teacher")
     ],
 )
 def test_no_shipped_row_is_dropped_and_every_cut_is_counted(name: str) -> None:
@@ -141,7 +141,14 @@ def test_a_name_that_the_table_needs_is_no_baseline() -> None:
 def test_every_kind_is_listed_with_a_line() -> None:
     objectives = dict(choices("objective"))
     assert {"forward_kl", "concrete_score", "weighted_sum"} <= set(objectives)
-    assert set(dict(choices("move"))) == {"none", "taid", "budget", "tempered"}
+    assert set(dict(choices("move"))) == {
+        "none",
+        "taid",
+        "budget",
+        "tempered",
+        "reward_temperature",
+    }
+    assert set(dict(choices("policy"))) == {"grpo", "dr_grpo", "gspo", "gmpo", "rspo", "pr_grpo"}
     assert all(objectives.values())
 
 

@@ -92,7 +92,7 @@ def torn_rollout(number: int) -> None:
 
 WRITING: dict[str, Callable[[], None]] = {
     "between two tokens of a rollout": lambda: on_call(slots, "draw_by_blocks", 50, before=True),
-    "when the rollouts are there": lambda: on_call(collect.Collector, "collect", 6, before=False),
+    "when the rollouts are there": lambda: on_call(collect.Collector, "gather", 6, before=False),
     "in the middle of a line of rollouts": lambda: torn_rollout(9),
     "between micro-batches": lambda: on_call(step.Stepper, "_compare", 14, before=False),
     "when the weights have moved but no clock has": lambda: on_call(

@@ -37,7 +37,7 @@ def run(folder: Path, *, resume: bool, kind: str) -> None:
         policy=POLICIES[kind],
         teach=objective("forward_kl"),
         move=RewardTemperature(),
-        routers=routers_of(lm) if kind == "mixture" else None,
+        watch_routers=routers_of(lm) if kind == "mixture" else None,
         settings=choices(
             num_steps=STEPS[1],
             rows_per_step=4,

@@ -57,7 +57,8 @@ def routers_of(lm: CausalLM) -> Callable[[], Any]:
     top_k = lm.config.num_experts_per_tok
 
     @contextmanager
-    def watching() -> Generator[Listening]:
+    def watching(routes: Any = None) -> Generator[Listening]:
+        assert routes is None
         heard = Heard([])
 
         def hook(gate: nn.Module, args: tuple[Tensor, ...], _: Any) -> None:

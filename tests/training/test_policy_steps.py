@@ -26,6 +26,7 @@ from tutelage.core.records import Rollout
 from tutelage.models import CausalLM
 from tutelage.objectives import RewardTemperature, reward_temperature
 from tutelage.objectives.policies import DrGrpo, Gmpo, Grpo, Gspo, Policy, PrGrpo, Rspo
+from tutelage.recipes.rewarded import routers_to_watch
 from tutelage.text import collate
 from tutelage.training import Trainer
 from tutelage.training.policy import OldTokens
@@ -163,7 +164,7 @@ def test_without_a_step_in_between_the_ratio_is_one_to_the_last_bit() -> None:
     for lm, routers in ((dense(), None), (mixture(), True)):
         run = rewarded(
             lm,
-            routers=routers_of(lm) if routers else None,
+            watch_routers=routers_of(lm) if routers else None,
             settings=choices(num_steps=4, updates_per_batch=2, micro_batch_tokens=48),
         )
         found = watched(run, lambda r: dict(r.totals.measures))
@@ -196,7 +197,7 @@ def test_pr_grpo_is_grpo_bit_for_bit_where_nothing_is_to_be_suppressed(by: str) 
         run = rewarded(
             lm,
             policy=policy,
-            routers=routers_of(lm),
+            watch_routers=routers_of(lm),
             settings=choices(num_steps=4, updates_per_batch=2, micro_batch_tokens=48),
         )
         if by == "goodness":
@@ -269,7 +270,7 @@ def test_a_shift_of_the_routers_reaches_the_gradient_as_a_constant(policy: Polic
         defined(Rows(logp=logp, old=old, advantages=advantages, drift=drift))
     )
     gradient = gradient_of(expected, lm)
-    run = rewarded(lm, policy=policy, given=rows, routers=routers_of(lm))
+    run = rewarded(lm, policy=policy, given=rows, watch_routers=routers_of(lm))
     loss, found = step_of(run, lessons)
     assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
     for name, wanted in gradient.items():
@@ -362,3 +363,42 @@ def test_contradictions_are_refused_before_a_step() -> None:
         rewarded(settings=choices(weighting={"importance": {}})).train()
     with pytest.raises(ConfigError, match=r"policy\.length is null"):
         rewarded(policy=DrGrpo()).train()
+
+
+def test_the_packages_own_tap_hears_what_hooks_hear() -> None:
+    lm = mixture()
+    watching = routers_to_watch(lm)
+    assert watching is not None
+    assert routers_to_watch(dense()) is None
+    view = collate(written(lm)).student
+    with torch.no_grad(), watching(None) as own, routers_of(lm)(None) as hooks:
+        lm.hidden(view)
+    ours, theirs = own.of(view), hooks.of(view)
+    for layer, expected in zip(ours.probabilities, theirs.probabilities, strict=True):
+        torch.testing.assert_close(layer, expected)
+    for layer, expected in zip(ours.chosen, theirs.chosen, strict=True):
+        assert torch.equal(layer.sort(-1).values, expected.sort(-1).values)
+
+
+def test_replayed_routing_is_the_old_students_and_the_routers_go_on_learning() -> None:
+    def measures(*, replay: bool, rate: float) -> tuple[list[dict[str, float]], CausalLM]:
+        lm = mixture()
+        run = rewarded(
+            lm,
+            policy=PrGrpo(replay_routing=replay),
+            watch_routers=routers_to_watch(lm),
+            settings=choices(
+                num_steps=2, updates_per_batch=2, micro_batch_tokens=48, learning_rate=rate
+            ),
+        )
+        return watched(run, lambda r: {"loss": r.totals.loss, **r.totals.measures}), lm
+
+    still, replayed = measures(replay=False, rate=1e-30), measures(replay=True, rate=1e-30)
+    assert still[0] == replayed[0]
+    free, held = measures(replay=False, rate=3e-2), measures(replay=True, rate=3e-2)
+    assert free[0][0] == held[0][0]
+    # Other experts than the old ones were chosen by then, and replay does not ask them.
+    assert free[0][1] != held[0][1]
+    for name, weight in mixture().named_parameters():
+        if name.endswith("mlp.gate.weight"):
+            assert not torch.equal(dict(held[1].named_parameters())[name], weight)

@@ -256,7 +256,7 @@ def test_a_step_after_the_student_was_put_back_has_no_shift_and_a_ratio_of_one()
     run = rewarded(
         lm,
         policy=PrGrpo(suppression=1.0),
-        routers=routers_of(lm),
+        watch_routers=routers_of(lm),
         settings=choices(num_steps=4, rows_per_step=4, updates_per_batch=4, micro_batch_tokens=48,
                          learning_rate=1e-30),
     )  # fmt: skip

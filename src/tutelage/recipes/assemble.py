@@ -25,7 +25,7 @@ from tutelage.recipes.pair import (
     student_tokenizer,
     teacher_config,
 )
-from tutelage.recipes.rewarded import groups_of, policy_of
+from tutelage.recipes.rewarded import groups_of, policy_of, routers_to_watch
 from tutelage.recipes.rows import (
     RolloutScribe,
     Rows,
@@ -255,6 +255,7 @@ def make_trainer(
         judge=make_judge(recipe, work.tokenizer),
         policy=policy_of(recipe),
         groups=groups_of(recipe),
+        watch_routers=None if recipe.policy is None else routers_to_watch(student.lm),
         # Greedy tokens were drawn with certainty: nothing is divided by then.
         sampled_at=(sampling.temperature if sampling else 1.0) or 1.0,
         special_ids=work.tokenizer.all_special_ids,

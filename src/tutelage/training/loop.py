@@ -86,8 +86,8 @@ class Trainer:
     """How rewards are learned from, beside the objective, or alone with `policy_gradient`."""
     groups: Groups = field(default_factory=Groups)
     """How completions of one prompt lie in what `rollouts` gives."""
-    routers: WatchRouters | None = None
-    """Listens to the routers of a student that has any."""
+    watch_routers: WatchRouters | None = None
+    """Listens to the routers of a student that has any, for its policy."""
     special_ids: Collection[int] = ()
     """The tokenizer's special tokens, for `weighting.skip_special`."""
     parts: Mapping[str, Stateful] = field(default_factory=dict[str, Stateful])
@@ -140,7 +140,7 @@ class Trainer:
             move=self.move,
             policy=self.policy,
             settings=self.settings,
-            has_routers=self.routers is not None,
+            has_routers=self.watch_routers is not None,
         )
 
 
@@ -157,7 +157,7 @@ class _Run:
         # Where the objective reads labels alone, a teacher would be asked in vain.
         teacher = trainer.teacher if trainer.objective.needs_teacher else None
         drawing = Drawing(
-            sampled_at=trainer.sampled_at, policy=trainer.policy, routers=trainer.routers
+            sampled_at=trainer.sampled_at, policy=trainer.policy, routers=trainer.watch_routers
         )
         module = LossModule(
             trainer.student, trainer.objective, settings, move=trainer.move, drawing=drawing

@@ -83,10 +83,19 @@ class Policy(Settings, ABC):
     """Which completions of a prompt the teacher is asked about: one by lot, the one with the
     highest reward (the first of equals), or `all`."""
 
+    replay_routing: bool = False
+    """On a mixture of experts, send every token to the experts that the old student chose for it;
+    only their gates are of now, and learn (R2). Otherwise routing is the student's own."""
+
     @property
     def drift(self) -> Drift:
         """What it asks about the routers."""
         return "none"
+
+    @property
+    def needs_routers(self) -> bool:
+        """Whether it has no meaning for a dense student."""
+        return self.replay_routing or self.drift != "none"
 
     @abstractmethod
     def surrogate(self, tokens: DrawnTokens) -> Surrogate:

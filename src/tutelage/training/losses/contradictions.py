@@ -45,11 +45,12 @@ def refuse_contradictions(wanted: Wanted, *, has_teacher: bool) -> None:
         return
     for line in policy_contradictions(policy, wanted.settings):
         raise ConfigError(line)
-    if policy.drift != "none" and not wanted.has_routers:
+    if policy.needs_routers and not wanted.has_routers:
         raise ConfigError(
-            f"policy.kind is {kind_of(policy)}, which asks how far the student's routers have "
-            "moved, and this student has none; it must be a mixture of experts. Use grpo (or "
-            "gmpo) for a dense student."
+            f"policy.kind is {kind_of(policy)}, which looks at the student's routers"
+            f"{' to replay them' if policy.replay_routing else ''}, and this student has none; it "
+            "must be a mixture of experts. Use grpo (or gmpo) for a dense student, without "
+            "replay_routing."
         )
 
 

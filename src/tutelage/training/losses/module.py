@@ -11,6 +11,7 @@ from typing_extensions import override
 from tutelage.core.records import TokenBatch
 from tutelage.core.targets import Head, LogitsTarget, Target
 from tutelage.models.causal_lm import CausalLM
+from tutelage.models.routers import checkpointing_options
 from tutelage.objectives import Move, NoMove, Objective, Taid, token_advantages
 from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
 from tutelage.objectives.plain import plain_per_token
@@ -74,7 +75,7 @@ class LossModule(nn.Module):
         sampled_at, policy = drawing.sampled_at, drawing.policy
         self.policy = policy and PolicyLoss(policy, sampled_at=sampled_at, routers=drawing.routers)
         if settings.gradient_checkpointing:
-            student.model.activation_checkpointing_enable({"use_reentrant": False})
+            student.model.activation_checkpointing_enable(checkpointing_options(student))
         self._objective = objective
         self._move = None if isinstance(move, NoMove) else move
         self._measure_moved = isinstance(move, Taid) and move.schedule == "adaptive"
@@ -104,7 +105,7 @@ class LossModule(nn.Module):
         """
         if self.policy is None:
             return self._compared(self.hidden(batch), batch, target, weights, t)
-        hidden, now = self._heard(batch, target)
+        hidden, now = self._heard(batch, target, old)
         options = self._options
 
         def steer(objective: Objective, slopes: Float[Tensor, " N"]) -> Float[Tensor, ""]:
@@ -127,14 +128,17 @@ class LossModule(nn.Module):
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> OldTokens:
         """What the student says of the batch's own tokens, and its routers at them."""
-        return self._heard(batch, labels_only(batch, self.student.head))[1]
+        return self._heard(batch, labels_only(batch, self.student.head), None)[1]
 
-    def _heard(self, batch: TokenBatch, labels: Target) -> tuple[Float[Tensor, "N D"], OldTokens]:
+    def _heard(
+        self, batch: TokenBatch, labels: Target, old: OldTokens | None
+    ) -> tuple[Float[Tensor, "N D"], OldTokens]:
         assert self.policy is not None  # noqa: S101  the callers have looked
-        with self.policy.watching() as tap:
+        with self.policy.watching(old) as tap:
             hidden = self.hidden(batch)
         logp = -self._nats(hidden, labels, self.policy.drawn)
-        return hidden, OldTokens.heard(batch, logp, tap)
+        with_routes = self.policy.policy.replay_routing
+        return hidden, OldTokens.heard(batch, logp, tap, with_routes=with_routes)
 
     @torch.no_grad()
     def _nats(

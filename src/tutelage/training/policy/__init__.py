@@ -3,7 +3,7 @@
 from tutelage.training.policy.loss import Distilled, PolicyLoss, PolicyShare
 from tutelage.training.policy.measures import MEASURES, named_measures
 from tutelage.training.policy.old import OldTokens
-from tutelage.training.policy.routers import Routings, Tap, WatchRouters
+from tutelage.training.policy.routers import Routes, Routings, Tap, WatchRouters
 
 __all__ = [
     "MEASURES",
@@ -11,6 +11,7 @@ __all__ = [
     "OldTokens",
     "PolicyLoss",
     "PolicyShare",
+    "Routes",
     "Routings",
     "Tap",
     "WatchRouters",

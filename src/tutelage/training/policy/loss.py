@@ -62,12 +62,16 @@ class PolicyLoss:
         self._routers = routers
 
     @contextmanager
-    def watching(self) -> Generator[Tap | None]:
-        """For one forward pass of the student."""
+    def watching(self, old: OldTokens | None) -> Generator[Tap | None]:
+        """For one forward pass of the student over these tokens.
+
+        Args:
+            old: what is replayed of them, where the policy asks for it.
+        """
         if self._routers is None:
             yield None
             return
-        with self._routers() as tap:
+        with self._routers(old.routes if old is not None and old.routes else None) as tap:
             yield tap
 
     def share(

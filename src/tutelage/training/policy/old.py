@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.core.records import TokenBatch
@@ -23,9 +23,18 @@ class OldTokens:
     """What each router said where the token was predicted; nothing for a student without."""
     chosen: tuple[Int[Tensor, "N K"], ...] = ()
     """The experts that it chose there."""
+    routes: tuple[Int[Tensor, "L K"], ...] = ()
+    """The experts of every token of the rows, prompts included, where they are to be replayed."""
 
     @classmethod
-    def heard(cls, batch: TokenBatch, logp: Float[Tensor, " N"], tap: Tap | None) -> "OldTokens":
+    def heard(
+        cls,
+        batch: TokenBatch,
+        logp: Float[Tensor, " N"],
+        tap: Tap | None,
+        *,
+        with_routes: bool = False,
+    ) -> "OldTokens":
         """From a forward pass over the batch."""
         if tap is None:
             return cls(logp=logp.detach())
@@ -34,6 +43,7 @@ class OldTokens:
             logp=logp.detach(),
             probabilities=tuple(layer.detach()[at] for layer in seen.probabilities),
             chosen=tuple(layer.detach()[at] for layer in seen.chosen),
+            routes=tuple(layer.detach() for layer in seen.chosen) if with_routes else (),
         )
 
     @classmethod
@@ -47,14 +57,18 @@ class OldTokens:
             logp=torch.cat([row.logp for row in rows]).to(device),
             probabilities=together([row.probabilities for row in rows]),
             chosen=together([row.chosen for row in rows]),
+            routes=together([row.routes for row in rows]),
         )
 
-    def at(self, tokens: Bool[Tensor, " N"]) -> "OldTokens":
-        """Some of the tokens."""
+    def of_row(self, batch: TokenBatch, row: int) -> "OldTokens":
+        """One row of the batch that was read."""
+        tokens = batch.row_of == row
+        first, last = batch.student.row_starts[row : row + 2].tolist()
         return OldTokens(
             logp=self.logp[tokens],
             probabilities=tuple(layer[tokens] for layer in self.probabilities),
             chosen=tuple(layer[tokens] for layer in self.chosen),
+            routes=tuple(layer[first:last] for layer in self.routes),
         )
 
     def state(self) -> dict[str, Any]:
@@ -63,6 +77,7 @@ class OldTokens:
             "logp": self.logp,
             "probabilities": list(self.probabilities),
             "chosen": list(self.chosen),
+            "routes": list(self.routes),
         }
 
     @classmethod
@@ -72,4 +87,5 @@ class OldTokens:
             logp=state["logp"],
             probabilities=tuple(state["probabilities"]),
             chosen=tuple(state["chosen"]),
+            routes=tuple(state["routes"]),
         )

@@ -34,5 +34,8 @@ class Tap(Protocol):
         ...
 
 
-WatchRouters: TypeAlias = Callable[[], AbstractContextManager[Tap]]
-"""Listens while the context is open: `lambda: RouterTap(lm)`."""
+Routes: TypeAlias = Sequence[Int[Tensor, "L K"]]
+"""For each layer, the experts that the tokens of one forward pass go to."""
+
+WatchRouters: TypeAlias = Callable[[Routes | None], AbstractContextManager[Tap]]
+"""Listens while the context is open. Given routes, it also sends the tokens along them."""

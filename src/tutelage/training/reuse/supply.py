@@ -169,7 +169,7 @@ class Supply:
             for micro in self._collector.micro_batches([self._lessons[at].rollout for at in part]):
                 found = remember(micro.batch)
                 for row, at in enumerate(islice(places, len(micro.rollouts))):
-                    old = found.at(micro.batch.row_of == row)
+                    old = found.of_row(micro.batch, row)
                     self._lessons[at] = replace(self._lessons[at], old=old)
 
     def _window(self, lessons: Sequence[Lesson]) -> Window:
