@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         varied,
     )
     from tutelage.recipes.doctor import Finding, examine
+    from tutelage.recipes.making.prune import PruneOutcome, prune_model
+    from tutelage.recipes.making.request import Source, student_of
+    from tutelage.recipes.making.upcycle import UpcycleOutcome, upcycle_model
     from tutelage.recipes.outline import Outline, outline_of
     from tutelage.recipes.run import Outcome, evaluate_folder, rebuild_page, run_recipe
 
@@ -28,7 +31,10 @@ _HOMES = {
     "Outcome": "run",
     "Outline": "outline",
     "Plan": "compare",
+    "PruneOutcome": "making.prune",
     "Recipe": "config",
+    "Source": "making.request",
+    "UpcycleOutcome": "making.upcycle",
     "alone": "config",
     "check_recipe": "check",
     "choices": "config",
@@ -39,10 +45,13 @@ _HOMES = {
     "load": "config",
     "mean_and_half_width": "compare",
     "outline_of": "outline",
+    "prune_model": "making.prune",
     "rebuild_page": "run",
     "run_recipe": "run",
+    "student_of": "making.request",
     "to_tree": "config",
     "to_yaml": "config",
+    "upcycle_model": "making.upcycle",
     "varied": "config",
 }
 
@@ -51,7 +60,10 @@ __all__ = [
     "Outcome",
     "Outline",
     "Plan",
+    "PruneOutcome",
     "Recipe",
+    "Source",
+    "UpcycleOutcome",
     "alone",
     "check_recipe",
     "choices",
@@ -62,10 +74,13 @@ __all__ = [
     "load",
     "mean_and_half_width",
     "outline_of",
+    "prune_model",
     "rebuild_page",
     "run_recipe",
+    "student_of",
     "to_tree",
     "to_yaml",
+    "upcycle_model",
     "varied",
 ]
 

@@ -41,6 +41,7 @@ from tutelage.students import (
     PrunedStudent,
     build_student,
     layers_by_influence,
+    wants_calibration,
 )
 from tutelage.teachers import AverageTeacher, LiveTeacher, Teacher
 from tutelage.text import collate, cut
@@ -136,11 +137,10 @@ def make_student(recipe: Recipe, work: Work) -> LoadedModel:
     settings = recipe.student
     if isinstance(settings, PrunedStudent) and settings.model is None:
         settings = _with_layers(settings, recipe, work)
-    to_choose = isinstance(settings, PrunedStudent) and settings.choose == "influence"
     return build_student(
         settings,
         teacher=work.teacher_model,
-        calibration=_calibration(recipe, work) if to_choose else [],
+        calibration=_calibration(recipe, work) if wants_calibration(settings) else [],
         device=work.device,
         seed=seed_for(recipe.seed, "student"),
     )
@@ -161,9 +161,9 @@ def taught(recipe: Recipe, work: Work, student: LoadedModel) -> Work:
 
 def _with_layers(settings: PrunedStudent, recipe: Recipe, work: Work) -> PrunedStudent:
     """The layers by name where influence is to choose them, which takes a forward pass once."""
-    if settings.choose != "influence" or work.teacher_model is None:
-        return settings
     keep = settings.keep_layers
+    if settings.choose != "influence" or keep is None or work.teacher_model is None:
+        return settings
     if keep not in work.chosen_layers:
         rows = _calibration(recipe, work)
         chosen = layers_by_influence(work.teacher_model.lm, rows, keep=keep)
