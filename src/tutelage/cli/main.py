@@ -16,6 +16,7 @@ import typer
 
 from tutelage.cli import compare, doctor, evaluate, listing, report, show, train
 from tutelage.cli.console import DEBUG_VARIABLE, EXIT_CODES
+from tutelage.cli.making import prune, upcycle
 from tutelage.cli.teachers import cache
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES) + "."
@@ -32,6 +33,8 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("demo")(train.demo)
 app.command("cache")(cache.cache)
+app.command("upcycle")(upcycle.upcycle)
+app.command("prune")(prune.prune)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)

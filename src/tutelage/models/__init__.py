@@ -14,13 +14,16 @@ from tutelage.models.anatomy import FAMILIES, Anatomy, anatomy_of, layers_of
 from tutelage.models.causal_lm import CausalLM, Layout
 from tutelage.models.count import ParameterCount, parameter_count
 from tutelage.models.gguf_files import cache_folder
+from tutelage.models.hosts import HOSTS, Host, host_config, host_of
 from tutelage.models.load import LoadedModel, load_config, load_model, load_tokenizer
 from tutelage.models.save import save_model
 
 __all__ = [
     "FAMILIES",
+    "HOSTS",
     "Anatomy",
     "CausalLM",
+    "Host",
     "Layout",
     "LoadedModel",
     "ParameterCount",
@@ -29,6 +32,8 @@ __all__ = [
     "anatomy_of",
     "cache_folder",
     "has_lora",
+    "host_config",
+    "host_of",
     "layers_of",
     "load_config",
     "load_model",

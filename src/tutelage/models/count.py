@@ -22,6 +22,10 @@ class ParameterCount:
     other: int
     """Norms outside the layers, learned positions."""
     num_layers: int
+    feed_forward: int
+    """Of `layers`, what is in the feed-forward parts, routers included."""
+    active_feed_forward: int
+    """Of those, what one token uses; all of it where there are no experts."""
 
     @property
     def total(self) -> int:
@@ -39,6 +43,7 @@ def parameter_count(config: PretrainedConfig) -> ParameterCount:
     embedding = _count(model.get_submodule(anatomy.embedding))
     layers = layers_of(model)
     in_layers = _count(layers)
+    blocks = [layer.get_submodule(anatomy.mlp) for layer in layers]
     tied = bool(getattr(config, "tie_word_embeddings", False))
     head = 0 if tied else _count(model.get_submodule(anatomy.head))
     return ParameterCount(
@@ -47,7 +52,20 @@ def parameter_count(config: PretrainedConfig) -> ParameterCount:
         head=head,
         other=total - embedding - in_layers - head,
         num_layers=len(layers),
+        feed_forward=sum(_count(block) for block in blocks),
+        active_feed_forward=sum(_active(block, config) for block in blocks),
     )
+
+
+def _active(block: nn.Module, config: PretrainedConfig) -> int:
+    """What a token uses of a feed-forward part: of stacked experts only the chosen ones."""
+    name = anatomy_of(config).experts
+    experts = dict(block.named_children()).get(name) if name is not None else None
+    if experts is None:
+        return _count(block)
+    num_experts = next(experts.parameters()).shape[0]
+    num_active = int(config.num_experts_per_tok)
+    return _count(block) - _count(experts) * (num_experts - num_active) // num_experts
 
 
 def _count(module: nn.Module) -> int:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
         varied,
     )
     from tutelage.recipes.doctor import Finding, examine
+    from tutelage.recipes.making.prune import PruneOutcome, prune_model
+    from tutelage.recipes.making.request import Source, student_of
+    from tutelage.recipes.making.upcycle import UpcycleOutcome, upcycle_model
     from tutelage.recipes.outline import Outline, outline_of
     from tutelage.recipes.run import Outcome, evaluate_folder, rebuild_page, run_recipe
 
@@ -31,7 +34,10 @@ _HOMES = {
     "Outcome": "run",
     "Outline": "outline",
     "Plan": "compare",
+    "PruneOutcome": "making.prune",
     "Recipe": "config",
+    "Source": "making.request",
+    "UpcycleOutcome": "making.upcycle",
     "alone": "config",
     "check_recipe": "check",
     "choices": "config",
@@ -43,10 +49,13 @@ _HOMES = {
     "make_cache": "caching.make",
     "mean_and_half_width": "compare",
     "outline_of": "outline",
+    "prune_model": "making.prune",
     "rebuild_page": "run",
     "run_recipe": "run",
+    "student_of": "making.request",
     "to_tree": "config",
     "to_yaml": "config",
+    "upcycle_model": "making.upcycle",
     "varied": "config",
 }
 
@@ -57,7 +66,10 @@ __all__ = [
     "Outcome",
     "Outline",
     "Plan",
+    "PruneOutcome",
     "Recipe",
+    "Source",
+    "UpcycleOutcome",
     "alone",
     "check_recipe",
     "choices",
@@ -69,10 +81,13 @@ __all__ = [
     "make_cache",
     "mean_and_half_width",
     "outline_of",
+    "prune_model",
     "rebuild_page",
     "run_recipe",
+    "student_of",
     "to_tree",
     "to_yaml",
+    "upcycle_model",
     "varied",
 ]
 

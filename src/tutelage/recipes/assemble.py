@@ -42,8 +42,10 @@ from tutelage.rollouts import WritingSettings
 from tutelage.students import (
     FreshStudent,
     PrunedStudent,
+    UpcycledStudent,
     build_student,
     layers_by_influence,
+    wants_calibration,
 )
 from tutelage.teachers import AverageTeacher, LiveTeacher, Teacher
 from tutelage.text import collate, cut
@@ -173,11 +175,10 @@ def make_student(recipe: Recipe, work: Work) -> LoadedModel:
     settings, origin = recipe.student, _origin(recipe, work)
     if isinstance(settings, PrunedStudent) and settings.model is None:
         settings = _with_layers(settings, recipe, work, origin)
-    to_choose = isinstance(settings, PrunedStudent) and settings.choose == "influence"
     return build_student(
         settings,
         teacher=origin,
-        calibration=_calibration(recipe, work) if to_choose else [],
+        calibration=_calibration(recipe, work) if wants_calibration(settings) else [],
         device=work.device,
         seed=seed_for(recipe.seed, "student"),
     )
@@ -199,7 +200,7 @@ def taught(recipe: Recipe, work: Work, student: LoadedModel) -> Work:
 def _origin(recipe: Recipe, work: Work) -> LoadedModel | None:
     """The teacher's weights, to make a student from; those of a cache are loaded for that alone."""
     made_from_it = isinstance(recipe.student, FreshStudent) or (
-        isinstance(recipe.student, PrunedStudent) and recipe.student.model is None
+        isinstance(recipe.student, PrunedStudent | UpcycledStudent) and recipe.student.model is None
     )
     if isinstance(recipe.teacher, CachedTeacherSettings) and made_from_it:
         return load_teacher(recipe, work.device)
@@ -210,9 +211,9 @@ def _with_layers(
     settings: PrunedStudent, recipe: Recipe, work: Work, origin: LoadedModel | None
 ) -> PrunedStudent:
     """The layers by name where influence is to choose them, which takes a forward pass once."""
-    if settings.choose != "influence" or origin is None:
-        return settings
     keep = settings.keep_layers
+    if settings.choose != "influence" or keep is None or origin is None:
+        return settings
     if keep not in work.chosen_layers:
         rows = _calibration(recipe, work)
         chosen = layers_by_influence(origin.lm, rows, keep=keep)

@@ -28,7 +28,7 @@ PACKAGES = (
 )
 _COLUMNS = ("reward", "perplexity", "forward_kl", "reverse_kl", "top1_agreement", "num_parameters")
 
-_LOADING = """```python
+LOADING = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("PATH")
@@ -117,7 +117,7 @@ def card(recipe: Recipe, summary: Mapping[str, Any]) -> str:
         _results(summary) or "Nothing was measured.",
         *[f"- {note}" for note in summary.get("notes", [])],
         "## How to load it",
-        _LOADING,
+        LOADING,
         "## The recipe",
         f"```yaml\n{to_yaml(recipe)}```",
         "## Made with",

@@ -21,7 +21,7 @@ from tutelage.rollouts import (
     RowSettings,
     StudentRolloutSettings,
 )
-from tutelage.students import FreshStudent, PrunedStudent
+from tutelage.students import FreshStudent, PrunedStudent, UpcycledStudent
 
 _NUM_TRIED = 5
 _NUM_ENTRIES = 7
@@ -181,7 +181,7 @@ def _of_shared_rows(recipe: Recipe, other: Recipe) -> Iterator[str]:
 def _made_from(recipe: Recipe) -> str | None:
     """The setting that is null where the student is made from the teacher; None elsewhere."""
     match recipe.student:
-        case PrunedStudent(model=None):
+        case PrunedStudent(model=None) | UpcycledStudent(model=None):
             return "model"
         case FreshStudent():
             return "like"

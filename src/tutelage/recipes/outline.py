@@ -147,7 +147,13 @@ def _context(settings: SelfTeacherSettings) -> str:
 def _size(count: ParameterCount) -> str:
     millions = f"{count.total / 1e6:.1f} M" if count.total >= _MEGABYTE else f"{count.total:,}"
     inside = f"{count.layers:,} in them, {count.embedding + count.head:,} in the vocabulary"
-    return f"{millions} parameters, {count.num_layers} layers ({inside})"
+    experts = ""
+    if count.active_feed_forward < count.feed_forward:
+        experts = (
+            f"; of {count.feed_forward:,} in feed-forward parts, a token uses "
+            f"{count.active_feed_forward:,}"
+        )
+    return f"{millions} parameters, {count.num_layers} layers ({inside}{experts})"
 
 
 def _memory(megabytes: int | float) -> str:

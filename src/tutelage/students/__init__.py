@@ -1,7 +1,16 @@
-"""Where students come from: loaded models, depth-pruned copies of a teacher, fresh small ones."""
+"""Where students come from: loaded, cut out of a teacher, its neurons as experts, or new."""
 
-from tutelage.students.build import build_student, freeze
+from tutelage.students.build import build_student, freeze, wants_calibration
 from tutelage.students.fresh import fresh_config, fresh_model
+from tutelage.students.moe import (
+    Upcycled,
+    all_experts,
+    counted,
+    equal_gate,
+    make_upcycled,
+    shape_of,
+    upcycled_config,
+)
 from tutelage.students.prune import (
     block_influence,
     choose_layers,
@@ -14,7 +23,14 @@ from tutelage.students.settings import (
     LoraSettings,
     PrunedStudent,
     StudentSettings,
+    UpcycledStudent,
     lora_of,
+)
+from tutelage.students.width import (
+    check_width,
+    choose_neurons,
+    neuron_importance,
+    prune_neurons,
 )
 
 __all__ = [
@@ -23,13 +39,26 @@ __all__ = [
     "LoraSettings",
     "PrunedStudent",
     "StudentSettings",
+    "Upcycled",
+    "UpcycledStudent",
+    "all_experts",
     "block_influence",
     "build_student",
+    "check_width",
     "choose_layers",
+    "choose_neurons",
+    "counted",
+    "equal_gate",
     "freeze",
     "fresh_config",
     "fresh_model",
     "layers_by_influence",
     "lora_of",
+    "make_upcycled",
+    "neuron_importance",
     "prune_layers",
+    "prune_neurons",
+    "shape_of",
+    "upcycled_config",
+    "wants_calibration",
 ]

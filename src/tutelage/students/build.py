@@ -18,13 +18,21 @@ from tutelage.models import (
     load_model,
 )
 from tutelage.students.fresh import fresh_config, fresh_model
+from tutelage.students.moe import make_upcycled, needs_calibration
 from tutelage.students.prune import choose_layers, layers_by_influence, prune_layers
 from tutelage.students.settings import (
     FreshStudent,
     LoadedStudent,
     PrunedStudent,
     StudentSettings,
+    UpcycledStudent,
     lora_of,
+)
+from tutelage.students.width import (
+    check_width,
+    choose_neurons,
+    neuron_importance,
+    prune_neurons,
 )
 
 
@@ -39,8 +47,8 @@ def build_student(
     """The student in eval mode on `device`, its weights its own and ready for gradients.
 
     Args:
-        teacher: what pruned and fresh students are made from, unless they name another model.
-        calibration: rows on which layers are chosen by influence.
+        teacher: what students are made from, unless they name another model.
+        calibration: rows on which layers are chosen by influence, and neurons are watched.
 
     Raises:
         ConfigError: for settings that do not fit the models.
@@ -56,6 +64,8 @@ def build_student(
         )
     elif isinstance(settings, PrunedStudent):
         student = _pruned(settings, teacher, calibration)
+    elif isinstance(settings, UpcycledStudent):
+        student = _upcycled(settings, teacher, calibration, seed=seed)
     else:
         student = _fresh(settings, teacher, seed=seed)
     lm = student.lm.to(device).eval()
@@ -76,6 +86,17 @@ def build_student(
         )
     freeze(lm, settings.freeze)
     return replace(student, lm=lm)
+
+
+def wants_calibration(settings: StudentSettings) -> bool:
+    """Whether rows are looked at to make this student."""
+    match settings:
+        case PrunedStudent(keep_layers=layers, keep_neurons=neurons, choose=choose):
+            return neurons is not None or (layers is not None and choose == "influence")
+        case UpcycledStudent():
+            return needs_calibration(settings)
+        case _:
+            return False
 
 
 def freeze(lm: CausalLM, patterns: Sequence[str]) -> None:
@@ -111,13 +132,39 @@ def _pruned(
     base = teacher if settings.model is None else load_model(settings.model)
     if base is None:
         raise _no_teacher("model")
+    lm, source = base.lm, base.source
+    if settings.keep_layers is not None:
+        kept = _layers(settings, settings.keep_layers, lm, calibration)
+        lm, source = prune_layers(lm, kept), f"{source}, layers {', '.join(map(str, kept))}"
+    if settings.keep_neurons is not None:
+        check_width(settings.keep_neurons, num_neurons=int(lm.config.intermediate_size))
+        importance = neuron_importance(lm, calibration)
+        lm = prune_neurons(lm, choose_neurons(importance, keep=settings.keep_neurons))
+        source = f"{source}, {settings.keep_neurons} neurons a layer"
+    return LoadedModel(lm=lm, tokenizer=base.tokenizer, source=source)
+
+
+def _layers(
+    settings: PrunedStudent, keep: int, lm: CausalLM, calibration: Sequence[TokenBatch]
+) -> list[int]:
     if settings.choose == "influence":
-        keep = layers_by_influence(base.lm, calibration, keep=settings.keep_layers)
-    else:
-        num_layers = len(layers_of(base.lm.model))
-        keep = choose_layers(settings.choose, keep=settings.keep_layers, num_layers=num_layers)
-    source = f"{base.source}, layers {', '.join(map(str, keep))}"
-    return LoadedModel(lm=prune_layers(base.lm, keep), tokenizer=base.tokenizer, source=source)
+        return layers_by_influence(lm, calibration, keep=keep)
+    return choose_layers(settings.choose, keep=keep, num_layers=len(layers_of(lm.model)))
+
+
+def _upcycled(
+    settings: UpcycledStudent,
+    teacher: LoadedModel | None,
+    calibration: Sequence[TokenBatch],
+    *,
+    seed: int,
+) -> LoadedModel:
+    base = teacher if settings.model is None else load_model(settings.model)
+    if base is None:
+        raise _no_teacher("model")
+    made = make_upcycled(base.lm, settings, calibration, seed=seed)
+    source = f"{base.source}, {settings.experts} experts of which {settings.active} are active"
+    return LoadedModel(lm=made.lm, tokenizer=base.tokenizer, source=source)
 
 
 def _fresh(settings: FreshStudent, teacher: LoadedModel | None, *, seed: int) -> LoadedModel:

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias, final
 
 from annotated_types import Ge, Gt, Lt, MinLen
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tutelage.core.settings import Settings
+from tutelage.students.moe.settings import Upcycling
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Scalar: TypeAlias = bool | int | float | str | None
@@ -67,7 +68,7 @@ class LoadedStudent(GrownStudent):
 
 @final
 class PrunedStudent(GrownStudent):
-    """A copy of a model with fewer layers, by default of the teacher.
+    """A copy of a model with fewer layers or narrower ones, by default of the teacher.
 
     It starts from the weights as its teacher holds them: with `teacher.dtype: bfloat16`, from the
     rounded ones, widened to the student's own dtype. A `model` of its own is read in full.
@@ -76,11 +77,36 @@ class PrunedStudent(GrownStudent):
     kind: Literal["pruned"] = "pruned"
     model: str | None = None
     """What to cut; null is the teacher."""
-    keep_layers: PositiveInt
-    """How many layers stay; at most as many as there are."""
+    keep_layers: PositiveInt | None = None
+    """How many layers stay; at most as many as there are. Null keeps all."""
+    keep_neurons: PositiveInt | None = None
+    """How many neurons of each layer's feed-forward part stay: those that add the most to the
+    hidden states on calibration rows, once the layers are chosen. Null keeps all."""
     choose: Literal["influence", "uniform"] | tuple[NonNegativeInt, ...] = "influence"
     """Which ones: those that change their input most on calibration rows, evenly spaced ones, or
     this list (from 0, ascending)."""
+
+    @model_validator(mode="after")
+    def _something_is_cut(self) -> "PrunedStudent":
+        if self.keep_layers is None and self.keep_neurons is None:
+            raise ValueError(
+                "student.keep_layers and student.keep_neurons are null; one of them must be given. "
+                "Set keep_layers to how many layers stay."
+            )
+        return self
+
+
+@final
+class UpcycledStudent(Upcycling, GrownStudent):
+    """A mixture of experts made of a dense model's own neurons, by default of the teacher's.
+
+    It starts from the weights as its teacher holds them. With all experts active and equal gates it
+    computes what the dense model does.
+    """
+
+    kind: Literal["upcycled"] = "upcycled"
+    model: str | None = None
+    """What to take apart; null is the teacher."""
 
 
 @final
@@ -95,7 +121,7 @@ class FreshStudent(StudentChoice):
 
 
 StudentSettings: TypeAlias = Annotated[
-    LoadedStudent | PrunedStudent | FreshStudent, Field(discriminator="kind")
+    LoadedStudent | PrunedStudent | UpcycledStudent | FreshStudent, Field(discriminator="kind")
 ]
 
 

@@ -20,8 +20,11 @@ from tutelage.students import (
     FreshStudent,
     LoadedStudent,
     PrunedStudent,
+    UpcycledStudent,
+    check_width,
     choose_layers,
     fresh_config,
+    upcycled_config,
 )
 from tutelage.teachers.cache import WORDS, load_identity
 from tutelage.text import match
@@ -119,7 +122,7 @@ def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             revision=student.revision,
             trust_remote_code=student.trust_remote_code,
         )
-    if isinstance(student, PrunedStudent) and student.model is not None:
+    if isinstance(student, PrunedStudent | UpcycledStudent) and student.model is not None:
         return load_tokenizer(student.model)
     tokenizer = teacher_tokenizer(recipe)
     if tokenizer is None:
@@ -131,7 +134,8 @@ def student_config(recipe: Recipe) -> PretrainedConfig:
     """The student's shape, worked out from the settings and its origin's files; no weight is read.
 
     Raises:
-        ConfigError: more layers are to be kept than there are, or a change that makes no model.
+        ConfigError: more layers are to be kept than there are, experts that cannot be had, or a
+            change that makes no model.
     """
     student = recipe.student
     if isinstance(student, LoadedStudent):
@@ -140,7 +144,7 @@ def student_config(recipe: Recipe) -> PretrainedConfig:
             revision=student.revision,
             trust_remote_code=student.trust_remote_code,
         )
-    origin = student.model if isinstance(student, PrunedStudent) else student.like
+    origin = student.like if isinstance(student, FreshStudent) else student.model
     base = teacher_config(recipe) if origin is None else load_config(origin)
     if base is None:
         raise _needs_a_teacher(recipe)
@@ -148,10 +152,18 @@ def student_config(recipe: Recipe) -> PretrainedConfig:
         teacher = teacher_config(recipe)
         words = {} if teacher is None else {"vocab_size": vocabulary_size(teacher)}
         return fresh_config(base, {**words, **student.config})
+    if isinstance(student, UpcycledStudent):
+        return upcycled_config(base, student)
     shape = base.get_text_config()
-    how = "uniform" if student.choose == "influence" else student.choose
-    choose_layers(how, keep=student.keep_layers, num_layers=shape.num_hidden_layers)
-    return fresh_config(shape, {"num_hidden_layers": student.keep_layers})
+    changes: dict[str, int] = {}
+    if student.keep_layers is not None:
+        how = "uniform" if student.choose == "influence" else student.choose
+        choose_layers(how, keep=student.keep_layers, num_layers=shape.num_hidden_layers)
+        changes["num_hidden_layers"] = student.keep_layers
+    if student.keep_neurons is not None:
+        check_width(student.keep_neurons, num_neurons=shape.intermediate_size)
+        changes["intermediate_size"] = student.keep_neurons
+    return fresh_config(shape, changes)
 
 
 def _needs_a_teacher(recipe: Recipe) -> ConfigError:

@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 
 from tutelage.recipes.teaching.settings import SelfTeacherSettings
-from tutelage.students import FreshStudent, PrunedStudent, StudentSettings, lora_of
+from tutelage.students import (
+    FreshStudent,
+    PrunedStudent,
+    StudentSettings,
+    UpcycledStudent,
+    lora_of,
+)
 from tutelage.text import COLUMNS, wording_file
 
 
@@ -20,10 +26,10 @@ def _of_student(settings: SelfTeacherSettings, student: StudentSettings) -> Iter
             "teacher.kind is self and student.kind is fresh, which knows nothing to teach; the "
             "student must be loaded or pruned. Choose another kind, or another teacher."
         )
-    if isinstance(student, PrunedStudent) and student.model is None:
+    if isinstance(student, PrunedStudent | UpcycledStudent) and student.model is None:
         yield (
             "teacher.kind is self and student.model is null, which is the teacher's; it must name "
-            "what to cut. Name a model in student.model."
+            "what to make it from. Name a model in student.model."
         )
     if settings.weights == "initial" and not settings.may_copy and lora_of(student) is None:
         yield (

@@ -1,0 +1,1 @@
+"""Words that make a model at once, without a training: `upcycle` and `prune`."""

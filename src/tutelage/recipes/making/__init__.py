@@ -1,0 +1,1 @@
+"""Students made at once from a model, without a training: what `upcycle` and `prune` do."""
