@@ -11,6 +11,8 @@ import yaml
 from typing_extensions import override
 
 from tests.cli.conftest import FAST
+from tests.tiny_models import byte_tokenizer
+from tests.tiny_moe import tiny_moe_model
 from tutelage.core.errors import ConfigError, DataError
 from tutelage.objectives.policies import DrGrpo, Grpo
 from tutelage.recipes.assemble import assemble, make_student, make_trainer
@@ -275,3 +277,26 @@ def test_the_small_presets_of_padd_follow_each_other(tmp_path: Path) -> None:
     for line in logged(outcome.folder / "baselines" / "grpo"):
         assert "distill_loss" not in line
         assert "clip_fraction" in line
+
+
+@pytest.mark.parametrize("policy", ["{kind: pr_grpo, replay_routing: true}", "rspo"])
+def test_a_mixture_of_experts_learns_by_a_policy_that_hears_its_routers(
+    data: str, tmp_path: Path, policy: str
+) -> None:
+    folder = tmp_path / "mixture"
+    tiny_moe_model("qwen3_moe").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    recipe = recipe_of(
+        data,
+        tmp_path,
+        f"student={{kind: loaded, model: {folder}}}",
+        "move=reward_temperature",
+        f"policy={policy}",
+        "training.reduction=sequence_mean",
+        "training.updates_per_batch=2",
+        "baselines={without_iii: {policy: {kind: grpo}}, vanilla: {objective: policy_gradient}}",
+    )
+    outcome = run_recipe(recipe)
+    for where in (outcome.folder, outcome.folder / "baselines" / "without_iii"):
+        shifts = [line["routing_shift"] for line in logged(where)]
+        assert [shift == 0 for shift in shifts] == [True, False, True, False]

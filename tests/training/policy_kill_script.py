@@ -12,18 +12,19 @@ import torch
 
 from tests.tiny_models import byte_tokenizer
 from tests.training.kill_script import UNBROKEN, in_a_process, killed_and_resumed, on_call
-from tests.training.policy_runs import choices, dense, mixture, rewarded, routers_of
+from tests.training.policy_runs import choices, dense, mixture, rewarded
 from tests.training.tiny_runs import objective
 from tutelage.core.run_log import RunFolder
 from tutelage.objectives import RewardTemperature
 from tutelage.objectives.policies import Gspo, Policy, PrGrpo
+from tutelage.recipes.rewarded import routers_to_watch
 from tutelage.recipes.rows import RolloutScribe
 from tutelage.training import checkpoint, reuse, step
 
 STEPS = (8, 9)
 """The checkpoints that are left at the end: the last one in the middle of a batch."""
 POLICIES: dict[str, Policy] = {
-    "mixture": PrGrpo(suppression=2.0, distill_weight=0.3),
+    "mixture": PrGrpo(suppression=2.0, distill_weight=0.3, replay_routing=True),
     "dense": Gspo(clip_low=0.1, clip_high=0.1, distill="best"),
 }
 
@@ -37,7 +38,7 @@ def run(folder: Path, *, resume: bool, kind: str) -> None:
         policy=POLICIES[kind],
         teach=objective("forward_kl"),
         move=RewardTemperature(),
-        watch_routers=routers_of(lm) if kind == "mixture" else None,
+        watch_routers=routers_to_watch(lm),
         settings=choices(
             num_steps=STEPS[1],
             rows_per_step=4,

@@ -52,4 +52,7 @@ def test_the_runs_that_are_compared_with_do_all_that_could_be_lost(runs: Path, k
     olds = [lesson["old"] for lesson in waiting["lessons"]]
     assert all(len(old["probabilities"]) == (2 if kind == "mixture" else 0) for old in olds)
     if kind == "mixture":
+        for lesson, old in zip(waiting["lessons"], olds, strict=True):
+            num_tokens = len(lesson["student_ids"]) + len(lesson["completion_ids"])
+            assert [len(route) for route in old["routes"]] == [num_tokens] * 2
         assert [line["routing_shift"] == 0 for line in lines] == [n in (0, 6) for n in range(9)]

@@ -18,6 +18,7 @@ from tests.training.policy_runs import (
     routers_of,
     written,
 )
+from tests.training.test_policy_steps import logp_of
 from tests.training.tiny_runs import objective, teacher, trainer, watched
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Rollout
@@ -123,7 +124,8 @@ def test_every_row_of_a_batch_is_trained_once_an_epoch(cut_by: str) -> None:
             orders.append(order)
             if cut_by == "groups":
                 assert all(b == a + 1 for a, b in pairwise(order) if b % GROUP)
-    assert len({tuple(order) for order in orders}) > 1
+    # Another order in each epoch and each batch.
+    assert len({tuple(order) for order in orders}) == 4
 
 
 def test_advantages_are_those_of_the_whole_group_whatever_part_a_row_falls_into() -> None:
@@ -272,3 +274,26 @@ def test_rows_that_do_not_divide_are_refused() -> None:
         rewarded(settings=choices(rows_per_step=6)).train()
     with pytest.raises(ConfigError, match="all must divide evenly"):
         rewarded(settings=choices(rows_per_step=2, updates_per_batch=6)).train()
+
+
+def test_the_old_student_is_read_without_dropout_and_draws_no_number() -> None:
+    lm = dense(attention_dropout=0.5)
+    remembered: list[Lesson] = []
+    original = Supply._remember
+
+    def remember(self, read):
+        before = torch.get_rng_state()
+        original(self, read)
+        assert torch.equal(torch.get_rng_state(), before)
+        remembered.extend(self._lessons)
+
+    Supply._remember = remember
+    try:
+        rewarded(lm, settings=choices(num_steps=1, updates_per_batch=2)).train()
+    finally:
+        Supply._remember = original
+    with torch.no_grad():
+        expected = logp_of(dense(), [lesson.rollout for lesson in remembered])
+    for lesson, logp in zip(remembered, expected, strict=True):
+        assert lesson.old is not None
+        torch.testing.assert_close(lesson.old.logp, logp.float(), rtol=1e-4, atol=1e-5)
