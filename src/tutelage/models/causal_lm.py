@@ -12,6 +12,7 @@ from tutelage.core.records import View
 from tutelage.core.targets import Head
 from tutelage.models.anatomy import anatomy_of, backbone_of, head_of
 from tutelage.models.attention import ROW_ATTENTION, register
+from tutelage.models.routers.experts import SORTED_EXPERTS, register_experts
 
 Layout = Literal["packed", "padded"]
 """How rows reach the model: end to end in one sequence, or each filled up to the longest."""
@@ -28,6 +29,9 @@ class CausalLM(nn.Module):
         super().__init__()
         register()
         model.set_attn_implementation(ROW_ATTENTION)
+        if anatomy_of(model.config).experts is not None:
+            register_experts()
+            model.set_experts_implementation(SORTED_EXPERTS)
         # With pad = eos, transformers would keep back the gradient of the end of a turn. Our rows
         # need no padding entry at all.
         embedding = model.get_submodule(anatomy_of(model.config).embedding)

@@ -28,6 +28,7 @@ from tutelage.models.anatomy import anatomy_of
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.gguf_files import converted_folder, converted_or_file, find_in_package
 from tutelage.models.quiet import quiet
+from tutelage.models.routers.keep import host_config, host_model, register_biased_models
 
 PACKAGE_PREFIX = "package:"
 
@@ -78,7 +79,7 @@ def load_model(
         )
     _check_complete(source, told)
     tokenizer = _tokenizer(source, where, options)
-    lm = CausalLM(model).eval().to(device)
+    lm = CausalLM(host_model(model)).eval().to(device)
     return LoadedModel(lm=lm, tokenizer=tokenizer, source=source)
 
 
@@ -89,7 +90,7 @@ def load_config(
     where, gguf = _light_place(source)
     options = _options(source, where, revision=revision, trust_remote_code=trust_remote_code)
     with _loading(source):
-        return AutoConfig.from_pretrained(where, **gguf, **options)
+        return host_config(AutoConfig.from_pretrained(where, **gguf, **options))
 
 
 def load_tokenizer(
@@ -153,6 +154,7 @@ def _folder_or_name(source: str) -> str:
 def _options(
     source: str, where: str, *, revision: str | None, trust_remote_code: bool
 ) -> dict[str, Any]:
+    register_biased_models()
     config = Path(where) / "config.json"
     if config.is_file() and not trust_remote_code:
         try:

@@ -11,6 +11,7 @@ from tutelage.core.errors import OutputError
 from tutelage.models.adapters import has_lora, plain_copy
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.quiet import quiet
+from tutelage.models.routers.keep import describe_bias, state_to_save
 
 
 def save_model(lm: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
@@ -51,7 +52,8 @@ def save_model(lm: CausalLM, tokenizer: PreTrainedTokenizerBase, folder: str | P
 def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """`save_pretrained` of both into a folder that exists, flushed to the disk."""
     with quiet():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state_to_save(model))
+        describe_bias(model, folder)
         tokenizer.save_pretrained(folder)
     for path in [*folder.rglob("*"), folder]:
         handle = os.open(path, os.O_RDONLY)

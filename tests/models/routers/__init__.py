@@ -1,0 +1,1 @@
+"""Tests of the routers of mixture-of-experts models."""
