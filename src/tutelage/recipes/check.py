@@ -11,6 +11,7 @@ from tutelage.objectives import MoveSettings, NoMove, Objective, ObjectiveSettin
 from tutelage.objectives.moved_targets import taid
 from tutelage.objectives.union import WeightedSum
 from tutelage.recipes.config import Recipe, baseline
+from tutelage.recipes.routing.check import contradictions_of_routing
 from tutelage.recipes.rows import needs_completions, writes
 from tutelage.recipes.teaching import SelfTeacherSettings, contradictions_of
 from tutelage.rollouts import (
@@ -57,6 +58,7 @@ def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from _of_rewards(recipe)
     yield from _of_weighting(recipe)
     yield from _of_move(recipe.objective, recipe.move)
+    yield from contradictions_of_routing(recipe)
     yield from _of_evaluation(recipe)
     yield from _of_hardware(recipe)
 

@@ -16,6 +16,7 @@ from tutelage.training.hooks import (
 from tutelage.training.loop import Evaluate, Trainer
 from tutelage.training.metrics import StepRecord, StepTotals, TrainingResult
 from tutelage.training.ranks import Ranks
+from tutelage.training.routers import RouterOwner, RoutingSettings
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful
 
@@ -29,6 +30,8 @@ __all__ = [
     "Hook",
     "ProgressBar",
     "Ranks",
+    "RouterOwner",
+    "RoutingSettings",
     "Saved",
     "Started",
     "Stateful",

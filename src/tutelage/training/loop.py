@@ -38,6 +38,7 @@ from tutelage.training.hooks import (
 from tutelage.training.metrics import StepRecord, StepTotals, Stopwatch, TrainingResult
 from tutelage.training.optimizer import build_optimizer, set_learning_rate
 from tutelage.training.ranks import Ranks
+from tutelage.training.routers import RouterOwner
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful, dotted
 from tutelage.training.step import LossModule, Stepper
@@ -80,6 +81,8 @@ class Trainer:
     """More that changes, saved and restored with the rest, by name."""
     clocks: Mapping[str, Clock] = field(default_factory=dict[str, Clock])
     """Parts that the trainer also moves, once after each optimiser step: an averaged teacher."""
+    routers: RouterOwner | None = None
+    """Hears the routers of a student with experts, and moves their biases."""
     ranks: Ranks | None = None
     """Give the one that the rollouts were divided by; None makes one."""
 
@@ -153,9 +156,12 @@ class _Run:
             measure_moved=isinstance(trainer.move, Taid) and trainer.move.schedule == "adaptive",
             sampled_at=trainer.sampled_at,
         )
-        self._parts = {**trainer.parts, **trainer.clocks}
+        routers = {} if trainer.routers is None else {"routers": trainer.routers}
+        self._parts = {**trainer.parts, **trainer.clocks, **routers}
         self._optimizer = build_optimizer(trainer.student, settings)
-        self._stepper = Stepper(module, teacher, self._optimizer, settings, self._ranks)
+        self._stepper = Stepper(
+            module, teacher, self._optimizer, settings, self._ranks, trainer.routers
+        )
         self._collector = Collector(
             trainer.rollouts,
             settings,

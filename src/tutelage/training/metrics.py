@@ -25,6 +25,8 @@ class StepTotals:
     """Cross-entropy of the student to the moved target; only where an adaptive clock needs it."""
     stop_requested: bool = False
     """Ctrl-C on any rank."""
+    routers: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What routing was like, where a student with experts is watched; see `numbers_of`."""
 
 
 @final
@@ -60,7 +62,7 @@ class StepRecord:
             numbers["t"] = self.t
         if self.totals.moved_cross_entropy is not None:
             numbers["moved_cross_entropy"] = self.totals.moved_cross_entropy
-        return {**numbers, **self.rollouts}
+        return {**numbers, **self.totals.routers, **self.rollouts}
 
 
 @final

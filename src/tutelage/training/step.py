@@ -1,6 +1,7 @@
 """One optimiser step: score, compare, go backwards, clip, move the student's weights once."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -14,6 +15,7 @@ from tutelage.core.errors import NumericsError
 from tutelage.core.records import TokenBatch
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
 from tutelage.models.causal_lm import CausalLM
+from tutelage.models.routers import checkpointing_options
 from tutelage.objectives import Move, NoMove, Objective
 from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
 from tutelage.objectives.plain import plain_per_token
@@ -23,6 +25,7 @@ from tutelage.teachers.teacher import Teacher
 from tutelage.training.collect import MicroBatch, Window
 from tutelage.training.metrics import StepTotals
 from tutelage.training.ranks import Ranks
+from tutelage.training.routers import RouterOwner
 from tutelage.training.settings import TrainingSettings
 
 _NAMED = 5
@@ -64,7 +67,9 @@ class LossModule(nn.Module):
         super().__init__()
         self.student = student
         if settings.gradient_checkpointing:
-            student.model.activation_checkpointing_enable({"use_reentrant": False})
+            student.model.activation_checkpointing_enable(checkpointing_options(student))
+        self.routers: RouterOwner | None = None
+        """Hears the student's routers while it trains; the stepper's."""
         self._objective = objective
         self._move = None if isinstance(move, NoMove) else move
         self._measure_moved = measure_moved
@@ -87,6 +92,18 @@ class LossModule(nn.Module):
         t: float | None,
     ) -> Comparison:
         """Compare the student with the target on every token of the batch."""
+        compared = self._compared(batch, target, weights, t)
+        owner = self.routers if self.training else None
+        extra = None if owner is None else owner.share(batch, weights)
+        return compared if extra is None else replace(compared, share=compared.share + extra)
+
+    def _compared(
+        self,
+        batch: TokenBatch,
+        target: HiddenTarget | LogitsTarget,
+        weights: Float[Tensor, " N"],
+        t: float | None,
+    ) -> Comparison:
         hidden = self.hidden(batch)
         measured = _Measured(inner=self._move) if self._move and self._measure_moved else None
         options = replace(self._options, move=measured or self._move, t=t)
@@ -133,8 +150,9 @@ class LossModule(nn.Module):
 
     def hidden(self, batch: TokenBatch) -> Float[Tensor, "N D"]:
         """The student's hidden states at the positions that predict the trained tokens."""
-        device = batch.labels.device.type
-        with torch.autocast(device, dtype=self._half, enabled=self._half is not None):
+        device, owner = batch.labels.device.type, self.routers if self.training else None
+        heard = nullcontext() if owner is None else owner.reading(batch)
+        with torch.autocast(device, dtype=self._half, enabled=self._half is not None), heard:
             return self.student.hidden(batch.student)[batch.student.predicts]
 
 
@@ -185,7 +203,9 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         settings: TrainingSettings,
         ranks: Ranks,
+        routers: RouterOwner | None = None,
     ) -> None:
+        module.routers = self._routers = routers
         self._module = module
         self._wrapped = ranks.prepare(module)
         self._teacher = teacher
@@ -208,6 +228,8 @@ class Stepper:
         comparisons: list[Comparison] = []
         for index, micro_batch in enumerate(window.micro_batches):
             last = index == len(window.micro_batches) - 1
+            if self._routers is not None:
+                self._routers.coming(micro_batch.rollouts, rank=self._ranks.rank)
             with self._ranks.accumulating(self._wrapped, last=last):
                 comparison = self._compare(self._wrapped, micro_batch, window, t)
                 self._ranks.backward(comparison.share)
@@ -221,6 +243,7 @@ class Stepper:
             raise self._blame_gradient(window)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        routers = {} if self._routers is None else self._routers.move(self._ranks)
         measured = comparisons[0].moved_cross_entropy is not None
         return StepTotals(
             loss=float(loss),
@@ -228,6 +251,7 @@ class Stepper:
             num_tokens=int(window.num_tokens),
             moved_cross_entropy=float(moved) if measured else None,
             stop_requested=bool(totals[2] > 0),
+            routers=routers,
         )
 
     @torch.no_grad()
