@@ -1,8 +1,10 @@
 """Tiny mixtures of experts of the three families, and rows for them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     MixtralConfig,
@@ -14,7 +16,8 @@ from transformers import (
 
 from tests.tiny_models import SIZES, build
 from tutelage.core.records import View
-from tutelage.models import CausalLM, Layout
+from tutelage.models import CausalLM, Layout, save_model
+from tutelage.recipes.toy import byte_tokenizer
 
 LENGTHS = (5, 11, 3, 3, 17, 1)
 NUM_EXPERTS, NUM_CHOSEN = 4, 2
@@ -59,3 +62,13 @@ def ragged_view(lengths: tuple[int, ...] = LENGTHS, *, seed: int = 0) -> View:
 def some_biases(num_layers: int = 2, *, scale: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(7)
     return scale * torch.randn(num_layers, NUM_EXPERTS, generator=generator)
+
+
+def moe_folder(folder: Path) -> str:
+    """A saved tiny Mixtral that speaks the toy teacher's language, and its experts' targets."""
+    tokenizer = byte_tokenizer()
+    lm = tiny_moe(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    save_model(lm, tokenizer, folder)
+    shares = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])
+    save_file({"shares": shares}, folder / "expert_targets.safetensors")
+    return str(folder)

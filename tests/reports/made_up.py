@@ -227,6 +227,37 @@ def make_run(
     return folder
 
 
+def add_routers(
+    folder: Path, *, num_layers: int = 3, num_experts: int = 8, num_lines: int = 100
+) -> Path:
+    """Routers that start uneven and are evened out, in a run folder that is there already."""
+    rng = generator(8)
+    lines: list[dict[str, Any]] = []
+    for line in range(num_lines):
+        uneven = math.exp(-4 * line / num_lines)
+        load: list[list[float]] = []
+        for layer in range(num_layers):
+            raw = [
+                math.exp(uneven * (1.6 * math.sin(expert * (layer + 1)) + rng.gauss(0, 0.2)))
+                for expert in range(num_experts)
+            ]
+            load.append([share / sum(raw) for share in raw])
+        zeros = [[0.0] * num_experts] * num_layers
+        lines.append({"step": line + 1, "load": load, "advantage": zeros, "bias": zeros})
+    write_lines(folder / "routers.jsonl", lines)
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    logged = [json.loads(line) for line in text.splitlines()]
+    for line in logged:
+        if line["phase"] == "train":
+            fall = math.exp(-line["step"] / 40)
+            line |= {"max_violation": 2 * fall + 0.1, "dead_experts": round(3 * fall)}
+            line |= {"router_entropy": 1.9 - 0.4 * fall, "router_bias": 0.3 * (1 - fall)}
+            if line["step"] % 5 == 0:
+                line["routing_shift"] = 0.02 + 0.2 * fall
+    write_lines(folder / "metrics.jsonl", logged)
+    return folder
+
+
 def make_comparison(*, seeds: tuple[int, ...] = (0, 1, 2)) -> Comparison:
     """Six objectives on the same work; two of them are the same objective under two names."""
     rng = generator(5)

@@ -16,7 +16,14 @@ from typing import Any
 
 import pytest
 
-from tests.reports.made_up import make_comparison, make_run, summary_row, write_json, write_lines
+from tests.reports.made_up import (
+    add_routers,
+    make_comparison,
+    make_run,
+    summary_row,
+    write_json,
+    write_lines,
+)
 from tests.reports.test_page import HOSTILE
 from tutelage.reports.comparison import comparison_text
 from tutelage.reports.page import report_text
@@ -33,7 +40,7 @@ pytestmark = [
     ),
 ]
 WIDE, NARROW = 1280, 360
-PAGES = ("report", "hostile", "young", "compare")
+PAGES = ("report", "hostile", "young", "compare", "experts")
 FRAMES = [
     (page, width, theme)
     for page in PAGES
@@ -87,6 +94,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         "hostile": report_text(read_run(hostile_run(folder / "hostile"))),
         "young": report_text(read_run(young)),
         "compare": comparison_text(make_comparison()),
+        "experts": report_text(read_run(add_routers(make_run(folder / "experts", num_steps=120)))),
     }
     frames = ""
     for page, width, theme in FRAMES:

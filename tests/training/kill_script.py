@@ -14,18 +14,23 @@ from typing import Any
 
 import torch
 
+from tests.training.routers.routed_runs import BALANCED, WARM_UP, routed
 from tests.training.tiny_runs import objective, rows, settings, student, trainer
 from tutelage.core import run_log
 from tutelage.models import add_lora
 from tutelage.objectives import Taid
 from tutelage.rollouts.dataset import DatasetRollouts
 from tutelage.teachers import AverageTeacher
-from tutelage.training import checkpoint, step
+from tutelage.training import RouterOwner, checkpoint, step
 
 UNBROKEN = "unbroken"
 AVERAGED = "with an averaged teacher"
 """A run of another kind: an adapter whose running average teaches it."""
 AVERAGED_UNBROKEN = "with an averaged teacher, unbroken"
+ROUTED = ("balanced", "warm-up")
+"""Runs whose student is a mixture of experts: with biases, and with experts drawn at random."""
+ROUTED_DEATHS = {"before its biases move": True, "after its biases moved": False}
+"""Between the optimizer's step and the biases' own, and right behind it."""
 
 
 def run(folder: Path, *, resume: bool) -> None:
@@ -70,6 +75,19 @@ def run_averaged(folder: Path, *, resume: bool) -> None:
         clocks={"teacher": teacher},
         move=Taid(schedule="adaptive", alpha=0.5, momentum=0.5),
         rollouts=DatasetRollouts(data, seed=3),
+        settings=settings(num_steps=9, rows_per_step=10, micro_batch_tokens=48, save_every=2),
+        output=folder,
+    )
+    made.train(resume=resume)
+
+
+def run_routed(folder: Path, *, resume: bool) -> None:
+    """A mixture of experts, several micro-batches a step, advantages, a probe every other step."""
+    torch.set_num_threads(1)
+    kind = next(name for name in ROUTED if folder.name.startswith(name))
+    made, _ = routed(
+        BALANCED if kind == "balanced" else WARM_UP,
+        probe_every=2,
         settings=settings(num_steps=9, rows_per_step=10, micro_batch_tokens=48, save_every=2),
         output=folder,
     )
@@ -173,6 +191,15 @@ def main() -> None:
         on_call(AverageTeacher, "move", 6, before=True)
 
     killed_and_resumed(between_student_and_average, folder / AVERAGED, run_averaged)
+    for kind in ROUTED:
+        whole = folder / f"{kind}, unbroken"
+        assert in_a_process(lambda whole=whole: run_routed(whole, resume=False)) == 0
+        for name, before in ROUTED_DEATHS.items():
+
+            def around_the_biases(before: bool = before) -> None:  # noqa: FBT001 - bound early
+                on_call(RouterOwner, "move", 6, before=before)
+
+            killed_and_resumed(around_the_biases, folder / f"{kind}, killed {name}", run_routed)
 
 
 if __name__ == "__main__":

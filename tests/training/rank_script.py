@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tests.training.routers.routed_runs import BALANCED, routed
+from tests.training.routers.routed_runs import student as experts
 from tests.training.tiny_runs import on_policy, rows, settings, student, trainer, watched, weights
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import Rollout
+from tutelage.models.routers import biases_of
 from tutelage.objectives import Taid
 from tutelage.training import Ranks
 
@@ -38,14 +41,27 @@ RUNS: dict[str, dict[str, Any]] = {
         "move": ADAPTIVE,
         "writes": "mixed",
     },
+    "routed": {
+        "settings": settings(num_steps=3, micro_batch_tokens=24),
+        "routing": BALANCED,
+    },
 }
 """Named runs that must not depend on the number of ranks."""
 
 
 def run(name: str, ranks: Ranks, output: Path | None = None) -> dict[str, Any]:
     """Train, and say how it went: weights, losses, times."""
+    fields = {**RUNS[name], "output": output}
+    if "routing" in fields:
+        lm = experts()
+        made, owner = routed(fields.pop("routing"), lm, ranks=ranks, **fields)
+        went = watched(made, lambda r: [r.totals.loss, *r.totals.routers.values()])
+        biases = biases_of(lm)
+        assert biases is not None
+        state = {"bias": biases, "average": owner.state_dict()["average"]}
+        return {"steps": went, "weights": {**weights(lm), **state}}
     lm = student()
-    fields = {**RUNS[name], "student": lm, "output": output}
+    fields["student"] = lm
     if "writes" in fields:
         fields["rollouts"] = on_policy(fields.pop("writes"), lm, ranks)
     found = watched(

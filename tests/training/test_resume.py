@@ -14,8 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tests.training.kill_script import AVERAGED, AVERAGED_UNBROKEN, SCENARIOS, UNBROKEN
+from tests.training.kill_script import (
+    AVERAGED,
+    AVERAGED_UNBROKEN,
+    ROUTED,
+    ROUTED_DEATHS,
+    SCENARIOS,
+    UNBROKEN,
+)
 from tutelage.core.run_log import TIME_FIELDS, read_metrics
 from tutelage.training.state_tree import load_tree
 
@@ -101,6 +109,20 @@ def test_a_run_killed_between_its_weights_and_their_average_goes_on_bit_for_bit(
     before = earlier["parts"]["teacher"]["averages"]
     assert averages
     assert all(not torch.equal(before[name], average) for name, average in averages.items())
+
+
+@pytest.mark.parametrize("kind", ROUTED)
+@pytest.mark.parametrize("death", ROUTED_DEATHS)
+def test_a_run_killed_around_the_move_of_its_biases_goes_on_bit_for_bit(
+    runs: Path, kind: str, death: str
+) -> None:
+    folder, whole = runs / f"{kind}, killed {death}", runs / f"{kind}, unbroken"
+    assert (folder / "killed").read_text() == f"by signal {signal.SIGKILL}"
+    compare(folder, whole)
+    names = load_file(whole / "checkpoints" / "step-9" / "student.safetensors")
+    biases = [tensor for name, tensor in names.items() if name.endswith("padd_bias")]
+    assert len(biases) == 2
+    assert all(bias.any() == (kind == "balanced") for bias in biases)
 
 
 def test_the_run_that_is_compared_with_does_all_that_could_be_lost(runs: Path) -> None:

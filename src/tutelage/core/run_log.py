@@ -50,6 +50,11 @@ class RunFolder:
         return self.root / "rollouts.jsonl"
 
     @property
+    def routers(self) -> Path:
+        """Load, bias and advantage of each expert over the training, where there are experts."""
+        return self.root / "routers.jsonl"
+
+    @property
     def samples(self) -> Path:
         """Completions before, after and of the teacher."""
         return self.root / "samples.jsonl"

@@ -26,6 +26,12 @@ from tutelage.recipes.pair import (
     teacher_config,
 )
 from tutelage.recipes.rewarded import groups_of, policy_of, routers_to_watch
+from tutelage.recipes.routing import (
+    RouterScribe,
+    make_router_owner,
+    prepare_routers,
+    refuse_dense,
+)
 from tutelage.recipes.rows import (
     RolloutScribe,
     Rows,
@@ -50,6 +56,7 @@ from tutelage.students import (
 from tutelage.teachers import AverageTeacher, LiveTeacher, Teacher
 from tutelage.text import collate, cut
 from tutelage.training import Evaluate, Hook, Ranks, Trainer
+from tutelage.training.state_tree import dotted
 
 _NUM_CALIBRATION_ROWS = 64
 _NOT_WHO_TEACHES = {"trust_remote_code", "remember_megabytes"}
@@ -109,6 +116,7 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         num_real = check_vocabularies(recipe, tokenizer)
         rows = prepare_rows(recipe, tokenizer)
         shapes = {"student": student_config(recipe), "teacher": teacher_config(recipe)}
+        refuse_dense(recipe, shapes["student"])
         refuse_no_room(recipe, rows.training, shapes)
         # Baselines may show their teachers other contexts: each adds its own to the bare rows.
         rows = replace(rows, notes=with_views(rows, recipe, tokenizer).notes)
@@ -175,13 +183,15 @@ def make_student(recipe: Recipe, work: Work) -> LoadedModel:
     settings, origin = recipe.student, _origin(recipe, work)
     if isinstance(settings, PrunedStudent) and settings.model is None:
         settings = _with_layers(settings, recipe, work, origin)
-    return build_student(
+    student = build_student(
         settings,
         teacher=origin,
         calibration=_calibration(recipe, work) if wants_calibration(settings) else [],
         device=work.device,
         seed=seed_for(recipe.seed, "student"),
     )
+    prepare_routers(recipe, student)
+    return student
 
 
 def taught(recipe: Recipe, work: Work, student: LoadedModel) -> Work:
@@ -240,6 +250,10 @@ def make_trainer(
     rollouts = make_rollouts(recipe, work.rows.training, writers, work.ranks)
     if writes(recipe.rollouts):
         hooks = (*hooks, RolloutScribe(RunFolder(output).rollouts, work.tokenizer))
+    routers = make_router_owner(recipe, student, work.rows.training, work.device)
+    if routers is not None:
+        path, num_steps = RunFolder(output).routers, recipe.training.num_steps
+        hooks = (*hooks, RouterScribe(path, routers, num_steps=num_steps))
     sampling = recipe.rollouts.sampling if isinstance(recipe.rollouts, WritingSettings) else None
     return Trainer(
         student=student.lm,
@@ -261,12 +275,18 @@ def make_trainer(
         sampled_at=(sampling.temperature if sampling else 1.0) or 1.0,
         special_ids=work.tokenizer.all_special_ids,
         clocks={"teacher": work.teacher} if isinstance(work.teacher, AverageTeacher) else {},
+        routers=routers,
         ranks=work.ranks,
     )
 
 
 def _identity(recipe: Recipe, work: Work) -> dict[str, Any]:
-    """Who teaches, so that a run does not go on with another teacher unnoticed."""
+    """Who teaches and how experts are routed, so that a run goes on with nothing else unnoticed."""
+    routing = {} if recipe.routing is None else recipe.routing.model_dump(mode="json")
+    return {**dotted("routing", routing), **_who_teaches(recipe, work)}
+
+
+def _who_teaches(recipe: Recipe, work: Work) -> dict[str, Any]:
     if recipe.teacher is None:
         return {}
     named = recipe.teacher.model_dump(mode="json", exclude=_NOT_WHO_TEACHES)

@@ -19,7 +19,7 @@ from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in
 from tutelage.rewards import AdvantageSettings, RewardSettings
 from tutelage.rollouts import RolloutSettings, RowSettings
 from tutelage.students import StudentSettings
-from tutelage.training import TrainingSettings
+from tutelage.training import RoutingSettings, TrainingSettings
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -117,6 +117,9 @@ class Recipe(Settings):
     an objective that asks the teacher, or alone with `policy_gradient`. Null, with that objective,
     is one step for each batch and no ratio."""
     training: TrainingSettings = TrainingSettings()
+    routing: RoutingSettings | None = None
+    """How a student that is a mixture of experts is routed, balanced and watched, such as
+    {balance: {kind: reward_bias}}. Null leaves its routers alone."""
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
     baselines: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict[str, Mapping[str, Any]])

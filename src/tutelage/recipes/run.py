@@ -9,12 +9,20 @@ from typing import Any, final
 from tutelage.core.errors import ConfigError, OutputError
 from tutelage.core.run_log import RunFolder, read_metrics, write_json
 from tutelage.models import LoadedModel, load_model, save_lora, save_model
-from tutelage.recipes.assemble import Work, assemble, make_student, make_trainer, taught
+from tutelage.recipes.assemble import (
+    Work,
+    assemble,
+    batches,
+    make_student,
+    make_trainer,
+    taught,
+)
 from tutelage.recipes.card import versions, write_card
 from tutelage.recipes.check import check_output, check_recipe
 from tutelage.recipes.config import Recipe, baseline, from_tree, load, to_tree, to_yaml
 from tutelage.recipes.measure import Measurer, Scribe, read_object
 from tutelage.recipes.narrator import Narrator, Silence
+from tutelage.recipes.routing import student_to_save
 from tutelage.recipes.rows import described, writes
 from tutelage.reports.compare import FILE_NAME as COMPARISON
 from tutelage.reports.comparison import write_comparison
@@ -24,6 +32,8 @@ from tutelage.training import Event, Hook, Noted, StepDone
 
 _DONE = "measured.json"
 """Rows of the table that are finished, so that a resumed run does not measure them again."""
+_NUM_FOLD_ROWS = 64
+"""On which router biases are folded into weights, where that is asked for."""
 
 
 @final
@@ -180,7 +190,12 @@ def _save(part: _Part, student: LoadedModel) -> None:
     with part.narrator.stage("Saving the student"):
         lora, folder = lora_of(part.recipe.student), part.folder.student
         if lora is None or lora.save != "adapter":
-            save_model(student.lm, part.work.tokenizer, folder)
+            pieces = batches(part.work.rows.training[:_NUM_FOLD_ROWS], part.recipe, part.work)
+            lm, told = student_to_save(part.recipe, student.lm, [p.student for p in pieces])
+            save_model(lm, part.work.tokenizer, folder)
+            if told:
+                part.narrator.say(f"note: {told}")
+                part.work.rows.notes.append(told)
         if lora is not None and lora.save != "merged":
             save_lora(student.lm, folder / "adapter", source=student.source)
 
@@ -233,8 +248,8 @@ def _write_settings(folder: RunFolder, recipe: Recipe) -> None:
 def _empty(folder: RunFolder) -> None:
     """Delete an earlier run: only what runs write, so that a mistaken output loses nothing else."""
     names = (
-        "recipe", "versions", "metrics", "rollouts", "samples", "tokens", "positions", "summary",
-        "checkpoints", "student", "plots", "report",
+        "recipe", "versions", "metrics", "rollouts", "routers", "samples", "tokens", "positions",
+        "summary", "checkpoints", "student", "plots", "report",
     )  # fmt: skip
     paths = [getattr(folder, name) for name in names]
     for path in (*paths, folder.root / _DONE, folder.root / "baselines"):

@@ -150,6 +150,29 @@ _MEASURES = {
     "generated_tokens": Measure(label="Written tokens", show=short_count),
     "student_share": Measure(label="Rows written by the student", show=percent),
     "fresh_share": Measure(label="Rows written anew", show=percent),
+    "routing_shift": Measure(
+        label="Routing shift",
+        meaning="Mean distance of the routers' probabilities from those of the last measurement, "
+        "on the same rows; at most 1.41.",
+    ),
+    "max_violation": Measure(
+        label="MaxVio",
+        unit="fair shares",
+        better="lower",
+        meaning="What the busiest expert has above its fair share, on average over layers; 0 is "
+        "even load.",
+    ),
+    "dead_experts": Measure(label="Dead experts", better="lower"),
+    "router_entropy": Measure(label="Router entropy", unit="nats"),
+    "router_bias": Measure(label="Largest router bias"),
+    "router_loss": Measure(label="Router loss"),
+    "expert_advantage": Measure(label="Largest expert advantage"),
+    "expert_alignment": Measure(
+        label="Experts and kinds of text",
+        unit="NMI",
+        meaning="Mutual information of experts and kinds of text, normalised: 0 where experts do "
+        "not care, 1 where each kind has its own.",
+    ),
     "accuracy": Measure(label="Accuracy", better="higher", show=percent),
 }
 

@@ -15,7 +15,8 @@ from markupsafe import Markup
 from tutelage.core.errors import OutputError
 from tutelage.reports.charts.chart import COLOURS
 from tutelage.reports.charts.drawing import draw
-from tutelage.reports.charts.figures import save_figures
+from tutelage.reports.charts.figures import save_figures, save_heat_maps
+from tutelage.reports.heat_map import SCALE, read_heat_maps
 from tutelage.reports.measures import percent, plain, short_count, words
 from tutelage.reports.run_charts import axes, baseline_role, position_chart, run_charts
 from tutelage.reports.run_folder import RunRecord, Sample, flat, read_run
@@ -38,7 +39,9 @@ def write_report(run_folder: Path) -> Path:
     write_page(path, report_text(run))
     charts = [chart for axis in axes(run) for chart in run_charts(run, axis)]
     positions = position_chart(run)
-    save_figures(charts if positions.is_empty else [*charts, positions], run_folder / "plots")
+    plots = run_folder / "plots"
+    save_figures(charts if positions.is_empty else [*charts, positions], plots)
+    save_heat_maps(read_heat_maps(run_folder), plots)
     return path
 
 
@@ -57,6 +60,8 @@ def report_text(run: RunRecord) -> str:
         table=table(run, rows),
         panels={axis: [draw(chart) for chart in run_charts(run, axis)] for axis in axes(run)},
         positions=None if positions.is_empty else draw(positions),
+        heat_maps=read_heat_maps(run.folder),
+        heat_scale=SCALE,
         tokens=token_view(run),
         completions=completions(run),
         versions=flat(run.versions),

@@ -12,6 +12,16 @@ from tutelage.reports.run_folder import Point, RunRecord
 
 Axis = Literal["step", "seconds"]
 
+_OF_ROUTERS = (
+    "routing_shift",
+    "max_violation",
+    "dead_experts",
+    "router_entropy",
+    "router_bias",
+    "expert_advantage",
+    "expert_alignment",
+    "router_loss",
+)
 _NOISY = 100
 """From this many training points on, a mean is drawn over the raw line."""
 
@@ -39,6 +49,7 @@ def run_charts(run: RunRecord, axis: Axis) -> list[Chart]:
         _training(run, axis, "t", own=True),
         _training(run, axis, "completion_tokens"),
         _training(run, axis, "truncated_share"),
+        *(_training(run, axis, name) for name in _OF_ROUTERS),
         _training(run, axis, "tokens_per_second"),
     ]
     return [chart for chart in every if not chart.is_empty]

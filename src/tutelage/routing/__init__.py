@@ -25,9 +25,12 @@ from tutelage.routing.load import (
     router_entropy,
 )
 from tutelage.routing.shift import expert_consistency, routing_shift
+from tutelage.routing.warm_up import activity_loss, activity_shares
 
 __all__ = [
     "Sign",
+    "activity_loss",
+    "activity_shares",
     "advantage_sums",
     "assignment_counts",
     "capped",

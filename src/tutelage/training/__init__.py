@@ -19,6 +19,7 @@ from tutelage.training.metrics import StepRecord, StepTotals, TrainingResult
 from tutelage.training.policy import WatchRouters
 from tutelage.training.ranks import Ranks
 from tutelage.training.reuse import Groups
+from tutelage.training.routers import RouterOwner, RoutingSettings
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful
 
@@ -34,6 +35,8 @@ __all__ = [
     "Noted",
     "ProgressBar",
     "Ranks",
+    "RouterOwner",
+    "RoutingSettings",
     "Saved",
     "Started",
     "Stateful",

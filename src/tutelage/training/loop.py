@@ -46,6 +46,7 @@ from tutelage.training.optimizer import build_optimizer, set_learning_rate
 from tutelage.training.policy import WatchRouters
 from tutelage.training.ranks import Ranks
 from tutelage.training.reuse import Groups, Reuse, Supply
+from tutelage.training.routers import RouterOwner
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import Stateful
 from tutelage.training.step import Stepper
@@ -94,6 +95,8 @@ class Trainer:
     """More that changes, saved and restored with the rest, by name."""
     clocks: Mapping[str, Clock] = field(default_factory=dict[str, Clock])
     """Parts that the trainer also moves, once after each optimiser step: an averaged teacher."""
+    routers: RouterOwner | None = None
+    """Hears the routers of a student with experts, and moves their biases."""
     ranks: Ranks | None = None
     """Give the one that the rollouts were divided by; None makes one."""
 
@@ -162,9 +165,12 @@ class _Run:
         module = LossModule(
             trainer.student, trainer.objective, settings, move=trainer.move, drawing=drawing
         )
-        self._parts = {**trainer.parts, **trainer.clocks}
+        routers = {} if trainer.routers is None else {"routers": trainer.routers}
+        self._parts = {**trainer.parts, **trainer.clocks, **routers}
         self._optimizer = build_optimizer(trainer.student, settings)
-        self._stepper = Stepper(module, teacher, self._optimizer, settings, self._ranks)
+        self._stepper = Stepper(
+            module, teacher, self._optimizer, settings, self._ranks, trainer.routers
+        )
         collector = Collector(
             trainer.rollouts,
             settings,

@@ -32,6 +32,8 @@ class StepTotals:
     """Ctrl-C on any rank."""
     measures: Mapping[str, float] = field(default_factory=dict[str, float])
     """What a policy's ratios and the two parts of its loss were like."""
+    routers: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What routing was like, where a student with experts is watched; see `numbers_of`."""
 
 
 @final
@@ -67,7 +69,7 @@ class StepRecord:
             numbers["t"] = self.t
         if self.totals.moved_cross_entropy is not None:
             numbers["moved_cross_entropy"] = self.totals.moved_cross_entropy
-        return {**numbers, **self.totals.measures, **self.rollouts}
+        return {**numbers, **self.totals.measures, **self.totals.routers, **self.rollouts}
 
 
 @final

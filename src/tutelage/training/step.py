@@ -24,6 +24,7 @@ from tutelage.training.losses import Comparison, LossModule, labels_only
 from tutelage.training.metrics import StepTotals
 from tutelage.training.policy import MEASURES, Distilled, OldTokens, named_measures
 from tutelage.training.ranks import Ranks
+from tutelage.training.routers import RouterOwner
 from tutelage.training.settings import TrainingSettings
 
 _NAMED = 5
@@ -41,7 +42,9 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         settings: TrainingSettings,
         ranks: Ranks,
+        routers: RouterOwner | None = None,
     ) -> None:
+        module.routers = self._routers = routers
         self._module = module
         self._wrapped = ranks.prepare(module)
         self._teacher = teacher
@@ -64,6 +67,8 @@ class Stepper:
         comparisons: list[Comparison] = []
         for index, micro_batch in enumerate(window.micro_batches):
             last = index == len(window.micro_batches) - 1
+            if self._routers is not None:
+                self._routers.coming(micro_batch.rollouts, rank=self._ranks.rank)
             with self._ranks.accumulating(self._wrapped, last=last):
                 comparison = self._compare(self._wrapped, micro_batch, window, t)
                 self._ranks.backward(comparison.share)
@@ -77,6 +82,7 @@ class Stepper:
             raise self._blame_gradient(window)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        routers = {} if self._routers is None else self._routers.move(self._ranks)
         measured = comparisons[0].moved_cross_entropy is not None
         return StepTotals(
             loss=float(loss),
@@ -84,6 +90,7 @@ class Stepper:
             num_tokens=int(window.num_tokens),
             moved_cross_entropy=float(moved) if measured else None,
             stop_requested=bool(totals[2] > 0),
+            routers=routers,
             measures=self._measures(comparisons, window, float(loss)),
         )
 

@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from tutelage.reports.charts.chart import COLOURS, Chart, dashes, pieces, x_range, y_range
 from tutelage.reports.charts.drawing import axis_text
+from tutelage.reports.heat_map import SCALE, SHADES, HeatMap, shade
 
 _INK = "#1c1f26"
 _GRID = "#dfe2e8"
+_IDLE, _PAPER, _BUSY = "#0d9488", "#f7f7f5", "#ea580c"
 _WIDTH, _HEIGHT = 5.4, 3.4
 
 
@@ -31,6 +34,40 @@ def save_figures(charts: Sequence[Chart], folder: Path) -> list[Path]:
                 figure.savefig(path, dpi=160, metadata={"Date": None} if ending == "svg" else None)
             written.append(path)
     return written
+
+
+def save_heat_maps(maps: Sequence[HeatMap], folder: Path) -> list[Path]:
+    """Write each map as `expert_load_layer_<n>.svg` and `.png`, in light colours."""
+    written: list[Path] = []
+    for one in maps:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure = _heat_figure(one)
+        for ending in ("svg", "png"):
+            path = folder / f"expert_load_layer_{one.layer + 1}.{ending}"
+            figure.savefig(path, dpi=160, metadata={"Date": None} if ending == "svg" else None)
+            written.append(path)
+    return written
+
+
+def _heat_figure(one: HeatMap) -> Figure:
+    figure = Figure(figsize=(_WIDTH, _HEIGHT))
+    FigureCanvasAgg(figure)
+    ax = figure.add_axes((0.1, 0.15, 0.72, 0.74))
+    colours = LinearSegmentedColormap.from_list("load", (_IDLE, _PAPER, _BUSY), N=2 * SHADES + 1)
+    levels = [[shade(share) for share in row] for row in one.shares]
+    image = ax.imshow(
+        levels, cmap=colours, vmin=-SHADES - 0.5, vmax=SHADES + 0.5, aspect="auto",
+        interpolation="nearest",
+    )  # fmt: skip
+    places = sorted({0, len(one.steps) // 2, len(one.steps) - 1})
+    _mark_axes(ax.xaxis, [float(at) for at in places], [str(one.steps[at]) for at in places])
+    ax.tick_params(length=0, labelsize=9, colors=_INK)
+    ax.set_title(f"Expert load, {one.title}", loc="left", fontsize=11, color=_INK)
+    ax.set_xlabel("step", fontsize=9, color=_INK)
+    ax.set_ylabel("expert", fontsize=9, color=_INK)
+    bar = figure.colorbar(image, ax=ax, ticks=[at for at, _ in SCALE])
+    bar.ax.set_yticklabels([text for _, text in SCALE], fontsize=8)
+    return figure
 
 
 def _figure(chart: Chart) -> Figure:

@@ -1,5 +1,6 @@
 """The student and its loss, as one module that ranks can wrap."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -18,6 +19,7 @@ from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.policies import Policy
 from tutelage.training.losses.measured import MeasuredMove
 from tutelage.training.policy import Distilled, OldTokens, PolicyLoss, PolicyShare, WatchRouters
+from tutelage.training.routers import RouterOwner
 from tutelage.training.settings import TrainingSettings
 
 
@@ -76,6 +78,8 @@ class LossModule(nn.Module):
         self.policy = policy and PolicyLoss(policy, sampled_at=sampled_at, routers=drawing.routers)
         if settings.gradient_checkpointing:
             student.model.activation_checkpointing_enable(checkpointing_options(student))
+        self.routers: RouterOwner | None = None
+        """Hears the student's routers while it trains; the stepper's."""
         self._objective = objective
         self._move = None if isinstance(move, NoMove) else move
         self._measure_moved = isinstance(move, Taid) and move.schedule == "adaptive"
@@ -104,7 +108,24 @@ class LossModule(nn.Module):
         With a policy, the target is of labels alone and the teacher's stands in `distilled`.
         """
         if self.policy is None:
-            return self._compared(self.hidden(batch), batch, target, weights, t)
+            compared = self._compared(self.hidden(batch), batch, target, weights, t)
+        else:
+            compared = self._steered(batch, target, weights, t, (old, distilled))
+        owner = self.routers if self.training else None
+        extra = None if owner is None else owner.share(batch, weights)
+        return compared if extra is None else replace(compared, share=compared.share + extra)
+
+    def _steered(
+        self,
+        batch: TokenBatch,
+        target: Target,
+        weights: Float[Tensor, " N"],
+        t: float | None,
+        lesson: tuple[OldTokens | None, Distilled | None],
+    ) -> Comparison:
+        """The step of a policy, and what is distilled beside it."""
+        assert self.policy is not None  # noqa: S101  the caller has looked
+        old, distilled = lesson
         hidden, now = self._heard(batch, target, old)
         options = self._options
 
@@ -204,8 +225,9 @@ class LossModule(nn.Module):
 
     def hidden(self, batch: TokenBatch) -> Float[Tensor, "N D"]:
         """The student's hidden states at the positions that predict the trained tokens."""
-        device = batch.labels.device.type
-        with torch.autocast(device, dtype=self._half, enabled=self._half is not None):
+        device, owner = batch.labels.device.type, self.routers if self.training else None
+        heard = nullcontext() if owner is None else owner.reading(batch)
+        with torch.autocast(device, dtype=self._half, enabled=self._half is not None), heard:
             return self.student.hidden(batch.student)[batch.student.predicts]
 
 

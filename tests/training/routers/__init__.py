@@ -1,0 +1,1 @@
+"""Tests of what moves in a student's routers while it trains."""
