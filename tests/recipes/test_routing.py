@@ -167,6 +167,31 @@ def test_an_adapter_has_no_experts_to_train_and_targets_need_a_file(moe: str) ->
     assert any("routing.targets.file is null" in line for line in contradictions(pruned))
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher", "refused"),
+    [
+        ("{model: MOE}", "{kind: self, weights: average}", True),
+        ("{model: MOE}", "{kind: self, weights: live}", False),
+        ("{model: MOE}", "{kind: self}", False),
+        ("{model: MOE, lora: {rank: 2}}", "{kind: self}", True),
+    ],
+)
+def test_a_self_teacher_whose_biases_would_not_be_its_own_is_refused(
+    student: str, teacher: str, *, refused: bool, moe: str
+) -> None:
+    given = (f"student={student.replace('MOE', moe)}", f"teacher={teacher}", "baselines={}")
+    found = [line for line in contradictions(load("tiny", [*given, BALANCED])) if "biases" in line]
+    assert bool(found) == refused
+
+
+def test_uniform_routing_may_train_everything_but_the_routers(moe: str, tmp_path: Path) -> None:
+    recipe = recipe_of(moe, tmp_path / "run", "routing={mode: uniform_dense, trained: all}")
+    outcome = run_recipe(recipe)
+    before, after = (load_file(Path(f) / "model.safetensors") for f in (moe, outcome.student))
+    still = {name for name in before if before[name].equal(after[name])}
+    assert still == {name for name in before if ".gate." in name}
+
+
 def test_a_dense_student_has_nothing_to_route(tmp_path: Path) -> None:
     recipe = load("tiny", [*FAST, f"output={tmp_path}", "routing={}"])
     with pytest.raises(ConfigError, match=r"routing is given, and the student is a dense"):

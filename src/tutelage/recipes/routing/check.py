@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from tutelage.recipes.config import Recipe
+from tutelage.recipes.teaching import SelfTeacherSettings
 from tutelage.students import LoadedStudent, lora_of
 from tutelage.training.routers import LossFreeBalance, RewardBias, RoutingSettings
 
@@ -20,6 +21,7 @@ def contradictions_of_routing(recipe: Recipe) -> Iterator[str]:
             "student.lora is given, and routing trains the experts alone, which no adapter stands "
             "beside; it must be null. Leave it out, or set routing.trained: all."
         )
+    yield from _of_self_teacher(settings, recipe)
     named = settings.targets is None or settings.targets.file is not None
     if not named and not isinstance(recipe.student, LoadedStudent):
         yield (
@@ -41,6 +43,21 @@ def _of_mode(settings: RoutingSettings) -> Iterator[str]:
             f"routing.balance.kind is {settings.balance.kind} and routing.mode is "
             f"{settings.mode}, where no router is asked; it must be none. Leave it out, or set "
             "routing.mode: route."
+        )
+
+
+def _of_self_teacher(settings: RoutingSettings, recipe: Recipe) -> Iterator[str]:
+    """A bias is no weight: averages leave it as it was, and an adapter takes it along."""
+    teacher = recipe.teacher
+    if not isinstance(teacher, SelfTeacherSettings) or not settings.moves_bias:
+        return
+    adapter = teacher.weights == "initial" and lora_of(recipe.student) is not None
+    if teacher.weights == "average" or adapter:
+        yield (
+            f"routing.balance.kind is {settings.balance.kind}, and teacher.weights is "
+            f"{teacher.weights}{' by an adapter' if adapter else ''}, whose routers would not have "
+            "the biases that go with their weights; it must be live, or initial without student."
+            "lora. Change it, or balance otherwise."
         )
 
 
