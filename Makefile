@@ -48,7 +48,7 @@ spelling: dev
 	$(BIN)/codespell src tests docs examples benchmarks README.md CONTRIBUTING.md CHANGELOG.md
 
 test: dev
-	$(BIN)/pytest -m 'not evidence and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile -m 'not evidence and not gpu'
 
 fast: dev
 	$(BIN)/pytest -m 'not slow and not real and not evidence and not gpu'

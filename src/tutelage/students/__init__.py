@@ -8,7 +8,9 @@ from tutelage.students.moe import (
     counted,
     equal_gate,
     make_upcycled,
+    mean_activations,
     shape_of,
+    target_shares,
     upcycled_config,
 )
 from tutelage.students.prune import (
@@ -55,10 +57,12 @@ __all__ = [
     "layers_by_influence",
     "lora_of",
     "make_upcycled",
+    "mean_activations",
     "neuron_importance",
     "prune_layers",
     "prune_neurons",
     "shape_of",
+    "target_shares",
     "upcycled_config",
     "wants_calibration",
 ]

@@ -17,6 +17,7 @@ from tutelage.models import (
 from tutelage.recipes.making.card import write_making_card
 from tutelage.recipes.making.fidelity import Fidelity, fidelity_of
 from tutelage.recipes.making.request import Source, calibration_batches, check_free, dtype_of
+from tutelage.recipes.making.targets import write_targets
 from tutelage.recipes.narrator import Narrator, Silence
 from tutelage.students import (
     Upcycled,
@@ -75,6 +76,7 @@ def upcycle_model(
         fidelity = fidelity_of(made, base.lm, batches, equal_gate=equal_gate(plan, made.shape))
     with narrator.stage("Writing"):
         folder = _write(source, plan, base, made, fidelity)
+        write_targets(folder, made, base.lm, batches)
     return UpcycleOutcome(
         folder=folder,
         made=made,
