@@ -14,16 +14,19 @@ from tutelage.recipes.tree import preset_names, read_recipe
 @told_in_one_line
 def list_all(
     what: Annotated[
-        str, typer.Argument(help="presets, rollouts, objectives, moves, policies, or all.")
+        str,
+        typer.Argument(help="presets, teachers, rollouts, objectives, moves, policies, or all."),
     ] = "all",
 ) -> None:
-    """List presets, sources of rollouts, objectives, moves and policies, one line each."""
-    titles = ("presets", "rollouts", "objectives", "moves", "policies")
+    """List presets, teachers, sources of rollouts, objectives, moves and policies, a line each."""
+    titles = ("presets", "teachers", "rollouts", "objectives", "moves", "policies")
     if what != "all" and what not in titles:
         raise typer.BadParameter(f"{what!r} is not one of {', '.join(titles)}, all.")
     wanted = titles if what == "all" else (what,)
     if "presets" in wanted:
         _print("Presets: tutelage train NAME", _presets())
+    if "teachers" in wanted:
+        _print("Teachers: teacher.kind", recipes.choices("teacher"))
     if "rollouts" in wanted:
         _print("Rollouts: rollouts.kind", recipes.choices("rollouts"))
     if "objectives" in wanted:

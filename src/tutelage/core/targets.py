@@ -94,4 +94,19 @@ class SampledTarget:
 PartialTarget = TopKTarget | SampledTarget
 """An answer that holds part of the vocabulary only."""
 
-Target = LogitsTarget | HiddenTarget | TopKTarget | SampledTarget
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SeveralTarget:
+    """Several teachers' hidden states for the same tokens, and what each of them counts."""
+
+    members: tuple[HiddenTarget, ...]
+    weights: Float[Tensor, "N M"]
+    """Each teacher's share in each token: not negative, and 1 in sum. Where it is 0, that
+    teacher's hidden states are never looked at."""
+    blend: Literal["mixture", "product"] = "mixture"
+    """`mixture`: sum_m w_m p_m. `product`: in proportion to prod_m p_m ** w_m."""
+    labels: Int[Tensor, " N"] | None = None
+
+
+Target = SeveralTarget | LogitsTarget | HiddenTarget | TopKTarget | SampledTarget

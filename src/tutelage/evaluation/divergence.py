@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tutelage.core.errors import DataError, NumericsError
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, Target
+from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, SeveralTarget, Target
 from tutelage.evaluation.undisturbed import undisturbed
 from tutelage.models import CausalLM
 from tutelage.objectives.fused import (
@@ -90,7 +90,7 @@ class Sides:
     """What student and teacher answer to one batch, before anything is compared."""
 
     student: HiddenTarget
-    teacher: HiddenTarget | LogitsTarget | None
+    teacher: HiddenTarget | LogitsTarget | SeveralTarget | None
 
 
 Look: TypeAlias = Callable[[Sides], None]
@@ -172,8 +172,8 @@ def measured(
     )
 
 
-def _whole(target: Target) -> HiddenTarget | LogitsTarget:
-    if not isinstance(target, HiddenTarget | LogitsTarget):
+def _whole(target: Target) -> HiddenTarget | LogitsTarget | SeveralTarget:
+    if not isinstance(target, HiddenTarget | LogitsTarget | SeveralTarget):
         raise DataError(
             f"The teacher answers with a {type(target).__name__}; it must be scores over the "
             "whole vocabulary (HiddenTarget or LogitsTarget). Evaluate against a live teacher."
@@ -181,7 +181,9 @@ def _whole(target: Target) -> HiddenTarget | LogitsTarget:
     return target
 
 
-def _num_real(target: HiddenTarget | LogitsTarget) -> int:
+def _num_real(target: HiddenTarget | LogitsTarget | SeveralTarget) -> int:
+    if isinstance(target, SeveralTarget):
+        return min(_num_real(one) for one in target.members)
     if isinstance(target, LogitsTarget):
         return target.num_real or target.logits.shape[-1]
     return target.head.num_real or _num_entries(target.head)
@@ -192,9 +194,14 @@ def _num_entries(head: Head) -> int:
 
 
 def _excluded(
-    target: HiddenTarget | LogitsTarget, num_shared: int, options: FusedOptions
+    target: HiddenTarget | LogitsTarget | SeveralTarget, num_shared: int, options: FusedOptions
 ) -> Float[Tensor, " N"] | None:
     """The mass behind the shared entries; None where nothing lies there."""
+    if isinstance(target, SeveralTarget):
+        # Each teacher's own, by what it counts: the entries are cut off before they are blended.
+        found = [_excluded(one, num_shared, options) for one in target.members]
+        parts = [w * m for w, m in zip(target.weights.T, found, strict=True) if m is not None]
+        return torch.stack(parts).sum(dim=0) if parts else None
     if isinstance(target, LogitsTarget):
         if target.logits.shape[-1] == num_shared:
             return None

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.core.records import Rollout, TokenBatch
-from tutelage.core.targets import HiddenTarget
+from tutelage.core.targets import HiddenTarget, LogitsTarget, SeveralTarget
 from tutelage.evaluation.divergence import EvaluationOptions, Sides, evaluate_divergence
 from tutelage.evaluation.undisturbed import undisturbed
 from tutelage.models import CausalLM
 from tutelage.objectives import ClipMeasures, Objective, clip_measures, overlap_ratio
 from tutelage.objectives.divergences.entrywise import Entrywise
-from tutelage.objectives.plain import plain_logits
+from tutelage.objectives.plain import blended_logits, plain_logits
 from tutelage.rewards import Verifier
 from tutelage.rollouts.engines import Sampling, write
 from tutelage.teachers import Teacher
@@ -174,13 +174,26 @@ def _score_blocks(
 ) -> Iterable[tuple[Float[Tensor, "B V"], Float[Tensor, "B V"]]]:
     """Both sides' scores over the entries they share."""
     own, target = sides.student, sides.teacher
-    assert isinstance(target, HiddenTarget)  # noqa: S101  no teacher makes others yet
+    assert target is not None  # noqa: S101  the caller has looked
     for start in range(0, len(own.hidden), _BLOCK):
         block = slice(start, start + _BLOCK)
         mine = plain_logits(own.hidden[block], own.head, options.dtype)
-        theirs = plain_logits(target.hidden[block], target.head)
+        theirs = _scores(target, block)
         num_shared = min(mine.shape[-1], theirs.shape[-1])
         yield mine[:, :num_shared], theirs[:, :num_shared]
+
+
+def _scores(
+    target: HiddenTarget | LogitsTarget | SeveralTarget, block: slice
+) -> Float[Tensor, "B V"]:
+    match target:
+        case HiddenTarget():
+            return plain_logits(target.hidden[block], target.head)
+        case LogitsTarget():
+            return target.logits[block, : target.num_real]
+        case SeveralTarget():
+            members = tuple(replace(one, hidden=one.hidden[block]) for one in target.members)
+            return blended_logits(replace(target, members=members, weights=target.weights[block]))
 
 
 def _mean(parts: Sequence[Tensor]) -> float:

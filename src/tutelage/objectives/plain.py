@@ -4,7 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, PartialTarget, Target
+from tutelage.core.targets import (
+    Head,
+    HiddenTarget,
+    LogitsTarget,
+    PartialTarget,
+    SeveralTarget,
+    Target,
+)
 from tutelage.objectives.fused import FusedOptions
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.partial import partial_per_token, refuse_move
@@ -26,7 +33,9 @@ def plain_per_token(
     if isinstance(target, PartialTarget):
         refuse_move(target, options.move)
         return partial_per_token(student, target, objective)
-    if isinstance(target, HiddenTarget):
+    if isinstance(target, SeveralTarget):
+        teacher = blended_logits(target, options.matmul_dtype)
+    elif isinstance(target, HiddenTarget):
         with torch.no_grad():
             teacher = plain_logits(target.hidden, target.head, options.matmul_dtype)
     else:
@@ -41,6 +50,29 @@ def plain_per_token(
             teacher = teacher.to(wide)
             options.move.move_rows(student.detach().to(wide), teacher, t=options.t)
     return objective.per_token(student, LogitsTarget(logits=teacher, labels=target.labels))
+
+
+@torch.no_grad()
+def blended_logits(target: SeveralTarget, dtype: torch.dtype | None = None) -> Float[Tensor, "N V"]:
+    """Log-probabilities that several teachers come to together, over the entries all of them have.
+
+    Source: mixtures and products of experts, Hinton 2002, doi:10.1162/089976602760128018.
+    """
+    scores = [plain_logits(one.hidden, one.head, dtype) for one in target.members]
+    shared = min(one.shape[-1] for one in scores)
+    total: Tensor | None = None
+    for one, weights in zip(scores, target.weights.T, strict=True):
+        # Rows that a teacher is not asked about may hold anything.
+        share = weights.to(one.dtype)[:, None]
+        asked = share != 0
+        logp = one[:, :shared].log_softmax(dim=-1).masked_fill(~asked, 0.0)
+        if target.blend == "product":
+            total = share * logp if total is None else total + share * logp
+        else:
+            logp = (logp + share.log()).masked_fill(~asked, -torch.inf)
+            total = logp if total is None else torch.logaddexp(total, logp)
+    assert total is not None  # noqa: S101  there is a member
+    return total.log_softmax(dim=-1)
 
 
 def plain_logits(

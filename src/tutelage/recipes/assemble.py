@@ -16,7 +16,12 @@ from tutelage.evaluation import EvaluationOptions
 from tutelage.models import LoadedModel
 from tutelage.objectives.fused import FusedOptions
 from tutelage.recipes.caching import Language, open_cache, who_teaches
-from tutelage.recipes.config import CachedTeacherSettings, Recipe, SelfTeacherSettings
+from tutelage.recipes.config import (
+    CachedTeacherSettings,
+    Recipe,
+    SelfTeacherSettings,
+    SeveralTeacherSettings,
+)
 from tutelage.recipes.narrator import Narrator
 from tutelage.recipes.pair import (
     check_vocabularies,
@@ -43,6 +48,7 @@ from tutelage.recipes.rows import (
     with_views,
     writes,
 )
+from tutelage.recipes.several import build_several
 from tutelage.recipes.teaching import build_teacher
 from tutelage.rollouts import WritingSettings
 from tutelage.students import (
@@ -59,7 +65,11 @@ from tutelage.training import Evaluate, Hook, Ranks, Trainer
 from tutelage.training.state_tree import dotted
 
 _NUM_CALIBRATION_ROWS = 64
-_NOT_WHO_TEACHES = {"trust_remote_code", "remember_megabytes"}
+_NOT_WHO_TEACHES: Any = {
+    "trust_remote_code": True,
+    "remember_megabytes": True,
+    "teachers": {"__all__": {"trust_remote_code", "remember_megabytes"}},
+}
 
 
 @final
@@ -124,10 +134,13 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         narrator.say(f"note: {note}")
     if recipe.teacher is None or isinstance(recipe.teacher, SelfTeacherSettings):
         return Work(tokenizer=tokenizer, rows=rows, teacher_model=None, teacher=None, ranks=ranks)
-    if isinstance(recipe.teacher, CachedTeacherSettings):
-        with narrator.stage("Opening the cache"):
-            pair = Language(tokenizer=tokenizer, num_real=num_real)
-            teacher, examiner = open_cache(recipe, rows, pair, device=ranks.device)
+    if isinstance(recipe.teacher, CachedTeacherSettings | SeveralTeacherSettings):
+        pair, device = Language(tokenizer=tokenizer, num_real=num_real), ranks.device
+        if isinstance(recipe.teacher, SeveralTeacherSettings):
+            asked = build_several(recipe, rows, pair, device=device, narrator=narrator)
+        else:
+            asked = open_cache(recipe, rows, pair, device=device)
+        teacher, examiner = asked
         return Work(
             tokenizer=tokenizer,
             rows=rows,

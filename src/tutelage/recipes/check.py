@@ -15,6 +15,7 @@ from tutelage.recipes.config import Recipe, baseline
 from tutelage.recipes.rewarded import contradictions_of_rewards
 from tutelage.recipes.routing.check import contradictions_of_routing
 from tutelage.recipes.rows import needs_completions, writes
+from tutelage.recipes.several import contradictions_among
 from tutelage.recipes.teaching import SelfTeacherSettings, contradictions_of
 from tutelage.rollouts import (
     DatasetRolloutSettings,
@@ -54,6 +55,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
 def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from _of_self_teacher(recipe)
     yield from contradictions_with_cache(recipe)
+    yield from contradictions_among(recipe)
     yield from _of_teacher(recipe)
     yield from _of_writing(recipe)
     yield from contradictions_of_rewards(recipe)

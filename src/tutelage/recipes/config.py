@@ -57,8 +57,37 @@ class ToyTeacherSettings(Settings):
     """As for a live teacher."""
 
 
+@final
+class SeveralTeacherSettings(Settings):
+    """Several teachers at once: one for each row, or all of them blended by their weights."""
+
+    kind: Literal["several"] = "several"
+    by: Literal["row", "mixture", "product"] = "mixture"
+    """`row`: a column names each row's teacher. `mixture`: their probabilities, weighed and added
+    up. `product`: in proportion to their probabilities, each to the power of its weight."""
+    teachers: Annotated[
+        Mapping[
+            str,
+            Annotated[
+                LiveTeacherSettings | ToyTeacherSettings | CachedTeacherSettings,
+                Field(discriminator="kind"),
+            ],
+        ],
+        Field(min_length=1),
+    ]
+    """Name to teacher, live or cached as hidden states."""
+    weights: Mapping[str, Annotated[float, Field(gt=0)]] | None = None
+    """Name to what that teacher counts; brought to a sum of 1. Null: all alike."""
+    column: str = "teacher"
+    """By row: where the name of the row's teacher stands."""
+
+
 TeacherSettings = Annotated[
-    LiveTeacherSettings | ToyTeacherSettings | SelfTeacherSettings | CachedTeacherSettings,
+    LiveTeacherSettings
+    | ToyTeacherSettings
+    | SelfTeacherSettings
+    | CachedTeacherSettings
+    | SeveralTeacherSettings,
     Field(discriminator="kind"),
 ]
 

@@ -21,6 +21,7 @@ from tutelage.recipes.config import (
     LiveTeacherSettings,
     Recipe,
     SelfTeacherSettings,
+    SeveralTeacherSettings,
 )
 from tutelage.recipes.pair import (
     check_vocabularies,
@@ -335,7 +336,7 @@ def _writing(
             "at random when it is used: rollouts.temperature 1 samples what it would say",
         )
     who = recipe.teacher
-    if who is None or isinstance(who, CachedTeacherSettings):
+    if who is None or isinstance(who, CachedTeacherSettings | SeveralTeacherSettings):
         return
     remembered = who.remember_megabytes
     if not needs_completions(settings) and remembered:

@@ -162,9 +162,10 @@ class Scribe:
         """The teacher's own line of the table, and its samples; None without a teacher."""
         model = self.work.teacher_model
         if model is None:
-            # A cache knows its teacher's answers, not how it writes, nor how fast.
-            cached = self.recipe.teacher is not None and self.recipe.teacher.kind == "cached"
-            return _agreeing_teacher(report) if cached else None
+            # What is known of a cached teacher, or of several, is neither how they write nor how
+            # fast.
+            kind = None if self.recipe.teacher is None else self.recipe.teacher.kind
+            return _agreeing_teacher(report) if kind in ("cached", "several") else None
         with self.narrator.stage("Measuring: teacher"):
             self.samples("teacher", model)
             speed = self._speed(model)

@@ -9,9 +9,15 @@ from transformers import PretrainedConfig
 from tutelage.models import ParameterCount, num_lora_parameters, parameter_count
 from tutelage.recipes.caching import head_bytes, told_of
 from tutelage.recipes.check import contradictions
-from tutelage.recipes.config import CachedTeacherSettings, LiveTeacherSettings, Recipe
-from tutelage.recipes.pair import student_config, teacher_config, vocabulary_size
+from tutelage.recipes.config import (
+    CachedTeacherSettings,
+    LiveTeacherSettings,
+    Recipe,
+    SeveralTeacherSettings,
+)
+from tutelage.recipes.pair import each_teacher, student_config, teacher_config, vocabulary_size
 from tutelage.recipes.rows import described
+from tutelage.recipes.several import told_of_several
 from tutelage.recipes.teaching import SelfTeacherSettings, kept_weights
 from tutelage.rollouts import WritingSettings
 from tutelage.students import lora_of
@@ -101,6 +107,9 @@ def outline_of(recipe: Recipe) -> Outline:
     if isinstance(recipe.teacher, CachedTeacherSettings):
         self_taught = told_of(recipe.teacher)
         memory["teacher's head"] = head_bytes(recipe.teacher)
+    elif isinstance(recipe.teacher, SeveralTeacherSettings):
+        self_taught = told_of_several(recipe.teacher)
+        memory |= _of_several(recipe)
     elif teacher is not None and recipe.teacher is not None:
         live = isinstance(recipe.teacher, LiveTeacherSettings)
         dtype = recipe.teacher.dtype if isinstance(recipe.teacher, LiveTeacherSettings) else "auto"
@@ -123,6 +132,21 @@ def outline_of(recipe: Recipe) -> Outline:
         memory_megabytes={name: size / _MEGABYTE for name, size in memory.items()},
         warnings=list(contradictions(recipe)),
     )
+
+
+def _of_several(recipe: Recipe) -> dict[str, int]:
+    """Bytes of each teacher: its weights, or its head where its answers are cached."""
+    found: dict[str, int] = {}
+    for name, one in each_teacher(recipe).items():
+        match one.teacher:
+            case CachedTeacherSettings():
+                found[f"teacher {name}, its head"] = head_bytes(one.teacher)
+            case other:
+                config = teacher_config(one)
+                dtype = other.dtype if isinstance(other, LiveTeacherSettings) else "float32"
+                total = 0 if config is None else parameter_count(config).total
+                found[f"teacher {name}"] = total * _BYTES[dtype]
+    return found
 
 
 def _kept_while_writing(recipe: Recipe, shape: PretrainedConfig) -> int:

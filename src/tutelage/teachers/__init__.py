@@ -4,15 +4,20 @@ from tutelage.teachers.cache import CachedTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.teachers.reading import Reader
 from tutelage.teachers.self_teacher import AverageTeacher, SelfTeacher, Weights, self_teacher
+from tutelage.teachers.several import ByRow, ByWeight, SeveralTeachers, blended_by
 from tutelage.teachers.teacher import Teacher
 
 __all__ = [
     "AverageTeacher",
+    "ByRow",
+    "ByWeight",
     "CachedTeacher",
     "LiveTeacher",
     "Reader",
     "SelfTeacher",
+    "SeveralTeachers",
     "Teacher",
     "Weights",
+    "blended_by",
     "self_teacher",
 ]

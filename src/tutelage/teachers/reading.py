@@ -1,6 +1,7 @@
 """Reading a batch through the teacher's view: hidden states, and what is remembered of them."""
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import final
 
@@ -107,6 +108,42 @@ def views_of_rows(view: View) -> list[View]:
         )
         for row, (start, end) in enumerate(pairwise(starts))
     ]
+
+
+def rows_of_batch(batch: TokenBatch, rows: Sequence[int]) -> TokenBatch:
+    """The batch of some of the rows alone, in the batch's order."""
+    same = batch.teacher is batch.student
+    student = _joined([views_of_rows(batch.student)[row] for row in rows])
+    teacher = student if same else _joined([views_of_rows(batch.teacher)[row] for row in rows])
+    kept = torch.isin(batch.row_of, torch.tensor(list(rows), device=batch.row_of.device))
+    place = torch.zeros(batch.num_rows, dtype=torch.long, device=batch.row_of.device)
+    place[list(rows)] = torch.arange(len(rows), device=place.device)
+    drawn, worth = batch.sampled_logp, batch.advantages
+    return TokenBatch(
+        student=student,
+        teacher=teacher,
+        labels=batch.labels[kept],
+        loss_mask=batch.loss_mask[kept],
+        row_of=place[batch.row_of[kept]],
+        offset_in_row=batch.offset_in_row[kept],
+        keys=tuple(batch.keys[row] for row in rows),
+        sampled_logp=None if drawn is None else drawn[kept],
+        advantages=None if worth is None else worth[kept],
+    )
+
+
+def _joined(views: Sequence[View]) -> View:
+    """Rows laid end to end."""
+    lengths = torch.tensor([len(view.input_ids) for view in views])
+    starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    device = views[0].input_ids.device
+    predicts = [view.predicts + start for view, start in zip(views, starts.tolist(), strict=False)]
+    return View(
+        input_ids=torch.cat([view.input_ids for view in views]),
+        position_ids=torch.cat([view.position_ids for view in views]),
+        row_starts=starts.to(device),
+        predicts=torch.cat(predicts),
+    )
 
 
 def _refuse_nan(hidden: Float[Tensor, "N W"], batch: TokenBatch) -> None:

@@ -14,6 +14,7 @@ from tutelage.core.targets import (
     HiddenTarget,
     LogitsTarget,
     SampledTarget,
+    SeveralTarget,
     Target,
     TopKTarget,
 )
@@ -242,6 +243,8 @@ def _numbers(target: Target) -> Tensor:
             return numbers
         case TopKTarget(logp=numbers) | SampledTarget(weights=numbers):
             return numbers
+        case SeveralTarget(members=members):
+            return torch.cat([one.hidden.flatten() for one in members])
 
 
 def _some(names: list[str]) -> str:

@@ -65,6 +65,22 @@ def test_rows_are_found_by_their_content_in_any_order(tmp_path: Path) -> None:
     assert "f" * 32 not in store
 
 
+def test_a_shard_is_closed_with_the_row_that_fills_it(tmp_path: Path) -> None:
+    write(tmp_path)
+    *full, _ = Store(tmp_path).entries
+    assert all(10 <= entry.num_tokens < 10 + 4 for entry in full)
+
+
+def test_a_file_of_another_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "shard-00001.safetensors"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-7])
+    complaint = rf"shard-00001\.safetensors is {size - 7} bytes long; it must have {size} bytes"
+    with pytest.raises(DataError, match=complaint):
+        Store(tmp_path)
+
+
 def test_keys_that_share_a_half_are_told_apart(tmp_path: Path) -> None:
     rows = [
         Row(key=high + low, name="x", num_tokens=1, payload=row(n).payload)

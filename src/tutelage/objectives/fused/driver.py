@@ -1,6 +1,6 @@
 """The loop behind the fused loss: tiles of tokens, blocks of rows, no [N, V] tensor anywhere."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
@@ -15,9 +15,11 @@ from tutelage.core.targets import (
     LogitsTarget,
     PartialTarget,
     SampledTarget,
+    SeveralTarget,
     Target,
     TopKTarget,
 )
+from tutelage.objectives.fused.blended import BlendedScores
 from tutelage.objectives.fused.head_gradient import HeadGradient
 from tutelage.objectives.fused.options import FusedOptions
 from tutelage.objectives.fused.scores import (
@@ -94,6 +96,10 @@ def _numbers(target: Target) -> Tensor:
             return numbers
         case TopKTarget(logp=numbers) | SampledTarget(weights=numbers):
             return numbers
+        case SeveralTarget(members=(HiddenTarget(hidden=numbers), *_)):
+            return numbers
+        case SeveralTarget():
+            raise AssertionError  # it has a member
 
 
 @final
@@ -141,7 +147,23 @@ def _teacher_scores(problem: Problem, scratch: Scratch) -> Scores | None:
         return _linear("teacher", target.hidden, target.head, problem, scratch)
     if target is None or isinstance(target, PartialTarget):
         return None
+    if isinstance(target, SeveralTarget):
+        members = [
+            _linear(f"teacher {number}", one.hidden, one.head, problem, scratch)
+            for number, one in enumerate(target.members)
+        ]
+        return BlendedScores(members, target, Memory(scratch=scratch, side="blended teachers"))
     return GivenScores(target.logits, num_entries=problem.num_entries)
+
+
+def _linear_of(scores: Scores | None) -> Sequence[LinearScores]:
+    match scores:
+        case LinearScores():
+            return [scores]
+        case BlendedScores(members=members):
+            return members
+        case _:
+            return []
 
 
 @final
@@ -155,7 +177,7 @@ class Walk:
         hidden, head = problem.student_hidden, problem.student_head
         self.student = _linear("student", hidden, head, problem, scratch)
         self.teacher = _teacher_scores(problem, scratch)
-        linear = [s for s in (self.student, self.teacher) if isinstance(s, LinearScores)]
+        linear = [self.student, *_linear_of(self.teacher)]
         num_tokens = self.num_tokens = problem.student_hidden.shape[0]
         self.tile_tokens = problem.options.tile_tokens or tile_tokens(
             num_tokens,

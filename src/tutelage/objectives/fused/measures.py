@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget
+from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, SeveralTarget
 from tutelage.objectives.fused.driver import Block, Problem, walking
 from tutelage.objectives.fused.options import FusedOptions, Measures
 
@@ -15,7 +15,7 @@ _DEFAULTS = FusedOptions()
 def fused_measures(
     student_hidden: Float[Tensor, "N D"],
     student_head: Head,
-    target: HiddenTarget | LogitsTarget | None,
+    target: HiddenTarget | LogitsTarget | SeveralTarget | None,
     *,
     labels: Int[Tensor, " N"] | None = None,
     options: FusedOptions = _DEFAULTS,

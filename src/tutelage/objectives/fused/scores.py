@@ -9,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, PartialTarget, Target
+from tutelage.core.targets import (
+    Head,
+    HiddenTarget,
+    LogitsTarget,
+    PartialTarget,
+    SeveralTarget,
+    Target,
+)
 from tutelage.objectives.fused.options import LogitsMode
 from tutelage.objectives.fused.scratch import Scratch
 
@@ -28,6 +35,8 @@ def target_entries(target: Target, *, student: int) -> int:
     """The same for a teacher's answer; one that does not say has as many as the student."""
     if isinstance(target, PartialTarget):
         return target.num_real or student
+    if isinstance(target, SeveralTarget):
+        return min(real_entries(one.head) for one in target.members)
     return real_entries(target.head if isinstance(target, HiddenTarget) else target)
 
 

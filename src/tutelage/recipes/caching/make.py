@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tutelage.core.errors import ConfigError, DataError, OutputError
 from tutelage.core.records import Rollout
-from tutelage.core.targets import HiddenTarget
+from tutelage.core.targets import Head, HiddenTarget
 from tutelage.models import LoadedModel
 from tutelage.objectives import Answer, Divergence, Objective, WeightedSum
 from tutelage.recipes.caching.check import refuse_recipe
@@ -128,8 +128,13 @@ def make_cache(
         made: list[PartMade] = []
         repaired: list[str] = []
         for part, some in zip(PARTS, (rows.training, rows.held_out), strict=True):
+            answers = answers_of(identity, part)
             work = _Work(
-                teacher=teacher, answers=answers_of(identity, part), plan=plan, narrator=narrator
+                teacher=teacher,
+                answers=answers,
+                head=None if answers.answer == "hidden" else _in_float32(model.lm.head),
+                plan=plan,
+                narrator=narrator,
             )
             made.append(work.write(folder, part, some, repaired))
     head = (folder / "head.safetensors").stat().st_size
@@ -240,6 +245,11 @@ def _save_words(folder: Path, model: LoadedModel) -> None:
     model.lm.config.save_pretrained(folder)
 
 
+def _in_float32(head: Head) -> Head:
+    bias = None if head.bias is None else head.bias.detach().float()
+    return replace(head, weight=head.weight.detach().float(), bias=bias)
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Work:
@@ -247,6 +257,8 @@ class _Work:
 
     teacher: LiveTeacher
     answers: AnswerSettings
+    head: Head | None
+    """In the precision that probabilities are made in; None where none are."""
     plan: CachePlan
     narrator: Narrator
 
@@ -290,7 +302,10 @@ class _Work:
                 yield Row(key=key, name=row.prompt.name, num_tokens=len(hidden), payload=payload)
 
     def _one(self, target: HiddenTarget, hidden: Tensor) -> HiddenTarget:
-        return replace(target, hidden=hidden, labels=None)
+        head = target.head
+        if self.head is not None:
+            head = replace(self.head, num_real=head.num_real)
+        return replace(target, hidden=hidden, head=head, labels=None)
 
     def _tokens_per_shard(self) -> int:
         if self.plan.tokens_per_shard is not None:

@@ -2,6 +2,7 @@
 
 from tutelage.recipes.pair.who import (
     check_vocabularies,
+    each_teacher,
     load_teacher,
     student_config,
     student_tokenizer,
@@ -13,6 +14,7 @@ from tutelage.recipes.pair.who import (
 
 __all__ = [
     "check_vocabularies",
+    "each_teacher",
     "load_teacher",
     "student_config",
     "student_tokenizer",

@@ -13,6 +13,7 @@ from tutelage.recipes.config import (
     LiveTeacherSettings,
     Recipe,
     SelfTeacherSettings,
+    SeveralTeacherSettings,
     varied,
 )
 from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher
@@ -35,6 +36,8 @@ def load_teacher(recipe: Recipe, device: torch.device) -> LoadedModel:
     settings = recipe.teacher
     if settings is None:
         raise ConfigError("teacher is missing; it must be given. Name a model in teacher.model.")
+    if isinstance(settings, SeveralTeacherSettings):
+        raise ConfigError("teacher.kind is several; it must be one to be loaded. Name one of them.")
     if isinstance(settings, SelfTeacherSettings):
         raise ConfigError("teacher.kind is self; it must be of its own to be loaded. Name a model.")
     if isinstance(settings, CachedTeacherSettings):
@@ -56,6 +59,15 @@ def taught_live(recipe: Recipe) -> Recipe:
     if not isinstance(recipe.teacher, CachedTeacherSettings):
         return recipe
     return varied(recipe, {"teacher": load_identity(Path(recipe.teacher.folder)).teacher})
+
+
+def each_teacher(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe with each of its several teachers alone, by name."""
+    assert isinstance(recipe.teacher, SeveralTeacherSettings)  # noqa: S101  the caller has looked
+    return {
+        name: recipe.model_copy(update={"teacher": one})
+        for name, one in recipe.teacher.teachers.items()
+    }
 
 
 def words_of(settings: CachedTeacherSettings) -> str:
@@ -88,6 +100,8 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig | None:
             return None if _made_from_teacher(recipe) else student_config(recipe)
         case CachedTeacherSettings():
             return load_config(words_of(recipe.teacher))
+        case SeveralTeacherSettings():
+            return teacher_config(next(iter(each_teacher(recipe).values())))
         case toy:
             return toy_config(toy)
 
@@ -103,6 +117,8 @@ def teacher_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
             return None if _made_from_teacher(recipe) else student_tokenizer(recipe)
         case CachedTeacherSettings():
             return load_tokenizer(words_of(recipe.teacher))
+        case SeveralTeacherSettings():
+            return teacher_tokenizer(next(iter(each_teacher(recipe).values())))
         case _:
             return byte_tokenizer()
 
@@ -179,6 +195,9 @@ def check_vocabularies(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> in
     Raises:
         ModelError: they speak different languages; says what to do.
     """
+    if isinstance(recipe.teacher, SeveralTeacherSettings):
+        found = [check_vocabularies(one, tokenizer) for one in each_teacher(recipe).values()]
+        return min(shared for shared in found if shared is not None)
     teacher_words, config = teacher_tokenizer(recipe), teacher_config(recipe)
     if teacher_words is None or config is None:
         return None

@@ -1,0 +1,76 @@
+"""From settings to several teachers: the live ones loaded, the cached ones opened."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from tutelage.core.errors import DataError
+from tutelage.core.records import Rollout
+from tutelage.recipes.caching import Language, open_cache
+from tutelage.recipes.config import CachedTeacherSettings, Recipe, SeveralTeacherSettings
+from tutelage.recipes.narrator import Narrator
+from tutelage.recipes.pair import each_teacher, load_teacher
+from tutelage.recipes.rows import Rows
+from tutelage.teachers import ByRow, ByWeight, LiveTeacher, SeveralTeachers, Teacher, blended_by
+from tutelage.text import key_of
+
+
+def build_several(
+    recipe: Recipe, rows: Rows, language: Language, *, device: torch.device, narrator: Narrator
+) -> tuple[SeveralTeachers, SeveralTeachers]:
+    """Who answers for training rows, and who for held-out ones.
+
+    Raises:
+        DataError: a row names no teacher, or a cache lacks a row of its teacher's.
+    """
+    settings = recipe.teacher
+    assert isinstance(settings, SeveralTeacherSettings)  # noqa: S101  the caller has looked
+    by = _shares(settings, rows)
+    training: dict[str, Teacher] = {}
+    held_out: dict[str, Teacher] = {}
+    for name, one in each_teacher(recipe).items():
+        with narrator.stage(f"Loading the teacher {name}"):
+            member = settings.teachers[name]
+            if isinstance(member, CachedTeacherSettings):
+                own = _own(rows, by, name)
+                training[name], held_out[name] = open_cache(one, own, language, device=device)
+                continue
+            live = LiveTeacher(
+                load_teacher(one, device).lm,
+                num_real=language.num_real,
+                remember_bytes=member.remember_megabytes * 2**20,
+            )
+            training[name] = held_out[name] = live
+    return SeveralTeachers(training, by=by), SeveralTeachers(held_out, by=by)
+
+
+def _shares(settings: SeveralTeacherSettings, rows: Rows) -> ByRow | ByWeight:
+    if settings.by != "row":
+        return blended_by(list(settings.teachers), settings.weights, settings.by)
+    return ByRow(teacher_of={key_of(row): _name(row, settings) for row in _every(rows)})
+
+
+def _every(rows: Rows) -> Sequence[Rollout]:
+    return [*rows.training, *rows.held_out]
+
+
+def _name(row: Rollout, settings: SeveralTeacherSettings) -> str:
+    name = row.prompt.row.get(settings.column)
+    if name not in settings.teachers:
+        raise DataError(
+            f"{row.prompt.name} has {name!r} in column {settings.column}; it must be one of "
+            f"{', '.join(settings.teachers)}. Correct the row, or teacher.column."
+        )
+    return str(name)
+
+
+def _own(rows: Rows, by: ByRow | ByWeight, name: str) -> Rows:
+    """The rows that a teacher is asked about."""
+    if isinstance(by, ByWeight):
+        return rows
+
+    def own(some: Sequence[Rollout]) -> list[Rollout]:
+        return [row for row in some if by.teacher_of[key_of(row)] == name]
+
+    return replace(rows, training=own(rows.training), held_out=own(rows.held_out))

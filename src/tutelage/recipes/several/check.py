@@ -1,0 +1,92 @@
+"""What contradicts itself where several teachers teach."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tutelage.core.errors import DataError
+from tutelage.recipes.config import CachedTeacherSettings, Recipe, SeveralTeacherSettings
+from tutelage.recipes.rows import writes
+from tutelage.students import FreshStudent, PrunedStudent
+from tutelage.teachers.cache import load_identity
+
+
+def contradictions_among(recipe: Recipe) -> Iterator[str]:
+    """One line each: the dotted path, what it is, what it must be, what to do."""
+    settings = recipe.teacher
+    if not isinstance(settings, SeveralTeacherSettings):
+        return
+    yield from _of_shares(settings)
+    yield from _of_caches(settings)
+    cached = [n for n, t in settings.teachers.items() if isinstance(t, CachedTeacherSettings)]
+    who = writes(recipe.rollouts)
+    if who and (cached or settings.by == "row" or "teacher" in who):
+        why = f"{cached[0]} is cached" if cached else f"teacher.by is {settings.by}"
+        if "teacher" in who:
+            why = "several teachers write nothing together"
+        yield (
+            f"rollouts.kind is {recipe.rollouts.kind}, and {why}; it must be dataset. Change it, "
+            "or use live teachers by mixture or product and let the student write."
+        )
+    if recipe.evaluation.written_rows and (cached or settings.by == "row"):
+        yield (
+            f"evaluation.written_rows is {recipe.evaluation.written_rows}, and not every teacher "
+            "can read what will be written; it must be 0. Leave it out."
+        )
+    student = recipe.student
+    if isinstance(student, FreshStudent) or (
+        isinstance(student, PrunedStudent) and student.model is None
+    ):
+        yield (
+            f"student.kind is {student.kind} without a model of its own, and teacher.kind is "
+            "several; it must be made from one model. Name it in student.model."
+        )
+
+
+def _of_shares(settings: SeveralTeacherSettings) -> Iterator[str]:
+    names, given = set(settings.teachers), settings.weights
+    if settings.by == "row" and given is not None:
+        yield (
+            "teacher.weights are given, and teacher.by is row; they must be left out. Remove them, "
+            "or blend the teachers by mixture or product."
+        )
+    elif given is not None and set(given) != names:
+        odd = min(names ^ set(given))
+        yield (
+            f"teacher.weights name {', '.join(sorted(given))}; they must name each of "
+            f"{', '.join(sorted(names))} and no other. Add or remove {odd}."
+        )
+    default = SeveralTeacherSettings.model_fields["column"].default
+    if settings.by != "row" and settings.column != default:
+        yield (
+            f"teacher.column is {settings.column}, and teacher.by is {settings.by}, which reads "
+            "none; it must be left out. Remove it, or set by: row."
+        )
+
+
+def _of_caches(settings: SeveralTeacherSettings) -> Iterator[str]:
+    for name, one in settings.teachers.items():
+        if not isinstance(one, CachedTeacherSettings):
+            continue
+        where = f"teacher.teachers.{name}"
+        try:
+            answer = load_identity(Path(one.folder)).answers.answer
+        except DataError as error:
+            yield f"{where}.folder is {one.folder}: {error}"
+            continue
+        if answer != "hidden":
+            yield (
+                f"{where} holds {answer} answers; it must hold hidden states, for several "
+                "teachers are blended over all entries. Cache it with --answer hidden."
+            )
+        if one.rest is not None:
+            yield f"{where}.rest is {one.rest}; it must be left out for hidden states. Remove it."
+
+
+def told_of_several(settings: SeveralTeacherSettings) -> str:
+    """Who they are, in words."""
+    shares = settings.weights or {}
+    named = [
+        f"{name} ({one.kind}{f', weight {shares[name]:g}' if name in shares else ''})"
+        for name, one in settings.teachers.items()
+    ]
+    return f"several, by {settings.by}: {', '.join(named)}"

@@ -1,0 +1,113 @@
+"""Several teachers at once: one for each row, or all of them blended by their weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from tutelage.core.errors import DataError
+from tutelage.core.records import TokenBatch
+from tutelage.core.targets import HiddenTarget, SeveralTarget
+from tutelage.teachers.reading import rows_of_batch
+from tutelage.teachers.teacher import Teacher
+
+Blend = Literal["mixture", "product"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ByRow:
+    """Each row has one teacher."""
+
+    teacher_of: Mapping[str, str]
+    """A row's content, as in `TokenBatch.keys`, to the name of its teacher."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ByWeight:
+    """All teachers answer for every row."""
+
+    weights: Mapping[str, float]
+    """Name to share; they add up to 1."""
+    blend: Blend = "mixture"
+
+
+@final
+class SeveralTeachers(Teacher):
+    """Asks its members, each in its own mode, and tells what each of them counts.
+
+    A member is asked only about rows that are its own. All answer with hidden states.
+    """
+
+    def __init__(self, members: Mapping[str, Teacher], *, by: ByRow | ByWeight) -> None:
+        self._members = dict(members)
+        self._by = by
+
+    @override
+    def score(self, batch: TokenBatch) -> SeveralTarget:
+        weights = self._weights(batch)
+        found = [
+            self._answer(name, batch, weights[:, number])
+            for number, name in enumerate(self._members)
+        ]
+        blend = self._by.blend if isinstance(self._by, ByWeight) else "mixture"
+        kept = [number for number, one in enumerate(found) if one is not None]
+        return SeveralTarget(
+            members=tuple(one for one in found if one is not None),
+            weights=weights[batch.row_of][:, kept],
+            blend=blend,
+            labels=batch.labels,
+        )
+
+    def _weights(self, batch: TokenBatch) -> Float[Tensor, "B M"]:
+        """Of each row and member."""
+        names = list(self._members)
+        if isinstance(self._by, ByWeight):
+            shares = [self._by.weights[name] for name in names]
+            return torch.tensor([shares] * batch.num_rows, device=batch.labels.device)
+        own = [names.index(self._name(key)) for key in batch.keys]
+        found = torch.zeros(batch.num_rows, len(names), device=batch.labels.device)
+        found[torch.arange(batch.num_rows), own] = 1
+        return found
+
+    def _name(self, key: str) -> str:
+        assert isinstance(self._by, ByRow)  # noqa: S101  the caller has looked
+        name = self._by.teacher_of.get(key)
+        if name is None:
+            raise DataError(
+                f"The row with key {key} has no teacher; every row must name one. Teachers by row "
+                "serve the rows that the run began with."
+            )
+        return name
+
+    def _answer(
+        self, name: str, batch: TokenBatch, share: Float[Tensor, " B"]
+    ) -> HiddenTarget | None:
+        """A member's hidden states, zeros for rows that are not its own; None where none is."""
+        rows: list[int] = share.nonzero()[:, 0].tolist()
+        if not rows:
+            return None
+        own = batch if len(rows) == batch.num_rows else rows_of_batch(batch, rows)
+        target = self._members[name].score(own)
+        if not isinstance(target, HiddenTarget):
+            raise DataError(
+                f"The teacher {name} answers with a {type(target).__name__}; one of several must "
+                "answer with hidden states. Cache hidden states, or use it live."
+            )
+        if own is batch:
+            return target
+        hidden = target.hidden.new_zeros(len(batch.labels), target.hidden.shape[1])
+        hidden[torch.isin(batch.row_of, torch.tensor(rows, device=share.device))] = target.hidden
+        return replace(target, hidden=hidden, labels=batch.labels)
+
+
+def blended_by(names: Sequence[str], weights: Mapping[str, float] | None, blend: Blend) -> ByWeight:
+    """The weights brought to a sum of 1; all alike where none are given."""
+    given = dict.fromkeys(names, 1.0) if weights is None else weights
+    total = sum(given.values())
+    return ByWeight(weights={name: given[name] / total for name in names}, blend=blend)

@@ -1,0 +1,150 @@
+"""Runs with several teachers, live and cached, and what they refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import FAST
+from tests.tiny_models import byte_tokenizer, tiny_llama
+from tutelage.core.errors import ConfigError, DataError
+from tutelage.models import CausalLM, save_model
+from tutelage.recipes.caching.make import CachePlan, make_cache
+from tutelage.recipes.check import contradictions
+from tutelage.recipes.config import Recipe, load
+from tutelage.recipes.doctor import examine
+from tutelage.recipes.outline import outline_of
+from tutelage.recipes.run import run_recipe
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, seed, width in (("student", 0, 32), ("one", 1, 32), ("other", 2, 48)):
+        sizes: dict[str, Any] = {"hidden_size": width, "vocab_size": 260 if seed else 268}
+        save_model(CausalLM(tiny_llama(seed, **sizes)), byte_tokenizer(), tmp_path / name)
+    rows = [
+        {"prompt": f"{n} and", "completion": f"{n + 1}.", "teacher": ("one", "other")[n % 2]}
+        for n in range(16)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def live(folder: Path, name: str) -> str:
+    return f"{{kind: live, model: {folder / name}}}"
+
+
+def recipe_of(folder: Path, name: str, teacher: str, *overrides: str) -> Recipe:
+    own = (
+        f"student={folder / 'student'}",
+        f"rollouts={{data: {folder / 'rows.jsonl'}}}",
+        f"teacher={teacher}",
+        f"output={folder / name}",
+    )
+    return load("tiny", [*FAST, "baselines={}", *own, *overrides])
+
+
+def several(folder: Path, how: str, *, one: str | None = None, other: str | None = None) -> str:
+    both = f"one: {one or live(folder, 'one')}, other: {other or live(folder, 'other')}"
+    return f"{{kind: several, {how}, teachers: {{{both}}}}}"
+
+
+def cached(folder: Path, name: str, **plan: Any) -> str:
+    recipe = recipe_of(folder, "unused", live(folder, name))
+    make_cache(recipe, folder / f"cache-{name}", CachePlan(**plan))
+    return f"{{kind: cached, folder: {folder / f'cache-{name}'}}}"
+
+
+def trained(recipe: Recipe) -> bytes:
+    return (run_recipe(recipe).student / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "how", ["by: mixture", "by: product, weights: {one: 3, other: 1}", "by: row"]
+)
+def test_cached_or_live_several_teachers_teach_the_same(folder: Path, how: str) -> None:
+    alive = trained(recipe_of(folder, "alive", several(folder, how)))
+    caches = {"one": cached(folder, "one"), "other": cached(folder, "other")}
+    mixed = several(folder, how, other=caches["other"])
+    assert trained(recipe_of(folder, "mixed", mixed)) == alive
+    assert trained(recipe_of(folder, "cached", several(folder, how, **caches))) == alive
+    assert trained(recipe_of(folder, "alone", live(folder, "one"))) != alive
+
+
+def test_two_of_a_kind_are_one_up_to_rounding(folder: Path) -> None:
+    same = live(folder, "one")
+    twins = several(folder, "by: mixture", one=same, other=same)
+    rows = [
+        run_recipe(recipe_of(folder, n, t)).summary["rows"] for n, t in (("a", twins), ("b", same))
+    ]
+    for mine, theirs in zip(rows[0][:2], rows[1][:2], strict=True):
+        for name in ("forward_kl", "perplexity", "top1_agreement"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4)
+    assert rows[0][2]["perplexity"] == pytest.approx(rows[1][2]["perplexity"], rel=1e-5)
+
+
+def test_the_student_may_write_for_live_teachers_that_are_blended(folder: Path) -> None:
+    teacher = several(folder, "by: mixture")
+    extra = (
+        "rollouts.kind=student",
+        "evaluation.written_rows=2",
+        "rollouts.max_completion_tokens=4",
+    )
+    recipe = recipe_of(folder, "run", teacher, *extra)
+    assert list(contradictions(recipe)) == []
+    rows = run_recipe(recipe).summary["rows"]
+    assert rows[1]["written_forward_kl"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("how", "overrides", "complaint"),
+    [
+        ("by: row, weights: {one: 1, other: 1}", (), "teacher.weights are given"),
+        ("by: mixture, weights: {one: 1}", (), "they must name each of one, other"),
+        ("by: mixture, column: who", (), "teacher.column is who"),
+        ("by: row", ("rollouts.kind=student",), "rollouts.kind is student, and teacher.by is row"),
+        ("by: row", ("evaluation.written_rows=1",), "evaluation.written_rows is 1"),
+        ("by: mixture", ("student={kind: pruned, keep_layers: 1}",), "student.kind is pruned"),
+        ("by: mixture", ("rollouts.kind=teacher",), "several teachers write nothing together"),
+    ],
+)
+def test_what_contradicts_itself_is_said(
+    folder: Path, how: str, overrides: tuple[str, ...], complaint: str
+) -> None:
+    recipe = recipe_of(folder, "run", several(folder, how), *overrides)
+    assert any(complaint in line for line in contradictions(recipe)), list(contradictions(recipe))
+
+
+def test_a_cache_of_part_of_the_vocabulary_is_no_member(folder: Path) -> None:
+    part = cached(folder, "one", answer="top_k", num_entries=8)
+    recipe = recipe_of(folder, "run", several(folder, "by: mixture", one=part))
+    (line,) = contradictions(recipe)
+    assert line.startswith("teacher.teachers.one holds top_k answers; it must hold hidden states")
+    gone = several(folder, "by: mixture", one="{kind: cached, folder: nowhere}")
+    (line,) = contradictions(recipe_of(folder, "run", gone))
+    assert line.startswith("teacher.teachers.one.folder is nowhere")
+
+
+def test_a_row_that_names_no_teacher_is_named(folder: Path) -> None:
+    recipe = recipe_of(folder, "run", several(folder, "by: row, column: prompt"))
+    with pytest.raises(
+        DataError, match=r"has '0 and' in column prompt; it must be one of one, other"
+    ):
+        run_recipe(recipe)
+
+
+def test_a_recipe_of_several_is_not_cached_as_one(folder: Path) -> None:
+    recipe = recipe_of(folder, "run", several(folder, "by: mixture"))
+    with pytest.raises(
+        ConfigError, match=r"teacher\.kind is several; it must be live to be cached"
+    ):
+        make_cache(recipe, folder / "c", CachePlan())
+
+
+def test_show_and_doctor_know_them(folder: Path) -> None:
+    recipe = recipe_of(folder, "run", several(folder, "by: mixture", one=cached(folder, "one")))
+    outline = dict(outline_of(recipe).lines())
+    assert outline["teacher"] == "several, by mixture: one (cached), other (live)"
+    assert {"memory: teacher one, its head", "memory: teacher other"} <= outline.keys()
+    assert [f for f in examine(recipe) if f.verdict == "wrong"] == []
