@@ -31,8 +31,8 @@ def test_the_command_line_trains_and_saves_a_balanced_student(
         assert 0 <= line["max_violation"] <= line["max_violation_worst"] <= NUM_EXPERTS - 1
         assert line["router_bias"] > 0
         assert line["router_entropy"] > 0
-    assert [("routing_shift" in line) for line in train] == [False, True, False, True]
-    assert all(line["routing_shift"] > 0 for line in train[1::2])
+    assert [("probed_shift" in line) for line in train] == [False, True, False, True]
+    assert all(line["probed_shift"] > 0 for line in train[1::2])
     tables = lines(tmp_path / "run" / "routers.jsonl")
     assert [line["step"] for line in tables] == [1, 2, 3, 4]
     for line in tables:

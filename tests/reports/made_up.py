@@ -253,7 +253,7 @@ def add_routers(
             line |= {"max_violation": 2 * fall + 0.1, "dead_experts": round(3 * fall)}
             line |= {"router_entropy": 1.9 - 0.4 * fall, "router_bias": 0.3 * (1 - fall)}
             if line["step"] % 5 == 0:
-                line["routing_shift"] = 0.02 + 0.2 * fall
+                line["probed_shift"] = 0.02 + 0.2 * fall
     write_lines(folder / "metrics.jsonl", logged)
     return folder
 

@@ -150,11 +150,18 @@ _MEASURES = {
     "generated_tokens": Measure(label="Written tokens", show=short_count),
     "student_share": Measure(label="Rows written by the student", show=percent),
     "fresh_share": Measure(label="Rows written anew", show=percent),
-    "routing_shift": Measure(
-        label="Routing shift",
+    "probed_shift": Measure(
+        label="Routing shift, same rows",
         meaning="Mean distance of the routers' probabilities from those of the last measurement, "
         "on the same rows; at most 1.41.",
     ),
+    "routing_shift": Measure(
+        label="Routing shift, own text",
+        meaning="Mean distance of the routers' probabilities from those of the student that wrote "
+        "the completions; at most 1.41.",
+    ),
+    "clip_fraction": Measure(label="Clipped tokens", show=percent),
+    "approx_kl": Measure(label="KL to the student that wrote", unit="nats"),
     "max_violation": Measure(
         label="MaxVio",
         unit="fair shares",

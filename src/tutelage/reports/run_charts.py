@@ -13,6 +13,7 @@ from tutelage.reports.run_folder import Point, RunRecord
 Axis = Literal["step", "seconds"]
 
 _OF_ROUTERS = (
+    "probed_shift",
     "routing_shift",
     "max_violation",
     "dead_experts",

@@ -62,7 +62,7 @@ def numbers_of(tally: Tally, now: Snapshot, settings: RoutingSettings) -> dict[s
     if isinstance(settings.balance, RewardBias) and settings.balance.alarm is not None:
         numbers["router_alarms"] = float((violation > settings.balance.alarm).sum())
     if now.shift is not None:
-        numbers["routing_shift"] = now.shift
+        numbers["probed_shift"] = now.shift
     if tally.classes.shape[-1] and bool(tally.classes.any()):
         numbers["expert_alignment"] = float(normalised_mutual_information(tally.classes).mean())
         numbers["expert_specialisation"] = float(expert_specialisation(tally.classes).mean())
