@@ -10,10 +10,21 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tests.training.tiny_runs import on_policy, rows, settings, student, trainer, watched, weights
+from tests.training.policy_runs import choices, rewarded
+from tests.training.tiny_runs import (
+    objective,
+    on_policy,
+    rows,
+    settings,
+    student,
+    trainer,
+    watched,
+    weights,
+)
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import Rollout
-from tutelage.objectives import Taid
+from tutelage.objectives import RewardTemperature, Taid
+from tutelage.objectives.policies import Grpo
 from tutelage.training import Ranks
 
 ADAPTIVE = Taid(schedule="adaptive", alpha=0.9, momentum=0.5)
@@ -38,6 +49,12 @@ RUNS: dict[str, dict[str, Any]] = {
         "move": ADAPTIVE,
         "writes": "mixed",
     },
+    "policy": {
+        "settings": choices(num_steps=4, micro_batch_tokens=24, epochs_per_batch=2),
+        "policy": Grpo(distill="best"),
+        "teach": objective("forward_kl"),
+        "move": RewardTemperature(),
+    },
 }
 """Named runs that must not depend on the number of ranks."""
 
@@ -48,6 +65,11 @@ def run(name: str, ranks: Ranks, output: Path | None = None) -> dict[str, Any]:
     fields = {**RUNS[name], "student": lm, "output": output}
     if "writes" in fields:
         fields["rollouts"] = on_policy(fields.pop("writes"), lm, ranks)
+    if "policy" in fields:
+        made = rewarded(fields.pop("student"), ranks=ranks, **fields)
+        # Each batch's second step has ratios of its own, and all their numbers are over all ranks.
+        measured = watched(made, lambda r: (r.totals.loss, *r.totals.measures.values()))
+        return {"steps": measured, "weights": weights(lm)}
     found = watched(
         trainer(ranks=ranks, **fields),
         lambda r: (r.totals.loss, r.totals.grad_norm, r.totals.num_tokens, r.t or 0.0),
