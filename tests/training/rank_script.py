@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+<<<<<<< HEAD
 from tests.training.routers.routed_runs import BALANCED, routed
 from tests.training.routers.routed_runs import student as experts
 from tests.training.tiny_runs import on_policy, rows, settings, student, trainer, watched, weights
@@ -17,6 +18,23 @@ from tutelage.core.errors import TutelageError
 from tutelage.core.records import Rollout
 from tutelage.models.routers import biases_of
 from tutelage.objectives import Taid
+=======
+from tests.training.policy_runs import choices, rewarded
+from tests.training.tiny_runs import (
+    objective,
+    on_policy,
+    rows,
+    settings,
+    student,
+    trainer,
+    watched,
+    weights,
+)
+from tutelage.core.errors import TutelageError
+from tutelage.core.records import Rollout
+from tutelage.objectives import RewardTemperature, Taid
+from tutelage.objectives.policies import Grpo
+>>>>>>> part-policy
 from tutelage.training import Ranks
 
 ADAPTIVE = Taid(schedule="adaptive", alpha=0.9, momentum=0.5)
@@ -41,9 +59,17 @@ RUNS: dict[str, dict[str, Any]] = {
         "move": ADAPTIVE,
         "writes": "mixed",
     },
+<<<<<<< HEAD
     "routed": {
         "settings": settings(num_steps=3, micro_batch_tokens=24),
         "routing": BALANCED,
+=======
+    "policy": {
+        "settings": choices(num_steps=4, micro_batch_tokens=24, epochs_per_batch=2),
+        "policy": Grpo(distill="best"),
+        "teach": objective("forward_kl"),
+        "move": RewardTemperature(),
+>>>>>>> part-policy
     },
 }
 """Named runs that must not depend on the number of ranks."""
@@ -64,6 +90,11 @@ def run(name: str, ranks: Ranks, output: Path | None = None) -> dict[str, Any]:
     fields["student"] = lm
     if "writes" in fields:
         fields["rollouts"] = on_policy(fields.pop("writes"), lm, ranks)
+    if "policy" in fields:
+        made = rewarded(fields.pop("student"), ranks=ranks, **fields)
+        # Each batch's second step has ratios of its own, and all their numbers are over all ranks.
+        measured = watched(made, lambda r: (r.totals.loss, *r.totals.measures.values()))
+        return {"steps": measured, "weights": weights(lm)}
     found = watched(
         trainer(ranks=ranks, **fields),
         lambda r: (r.totals.loss, r.totals.grad_norm, r.totals.num_tokens, r.t or 0.0),
