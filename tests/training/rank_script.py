@@ -10,16 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-<<<<<<< HEAD
+from tests.training.policy_runs import choices, rewarded
 from tests.training.routers.routed_runs import BALANCED, routed
 from tests.training.routers.routed_runs import student as experts
-from tests.training.tiny_runs import on_policy, rows, settings, student, trainer, watched, weights
-from tutelage.core.errors import TutelageError
-from tutelage.core.records import Rollout
-from tutelage.models.routers import biases_of
-from tutelage.objectives import Taid
-=======
-from tests.training.policy_runs import choices, rewarded
 from tests.training.tiny_runs import (
     objective,
     on_policy,
@@ -32,9 +25,9 @@ from tests.training.tiny_runs import (
 )
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import Rollout
+from tutelage.models.routers import biases_of
 from tutelage.objectives import RewardTemperature, Taid
 from tutelage.objectives.policies import Grpo
->>>>>>> part-policy
 from tutelage.training import Ranks
 
 ADAPTIVE = Taid(schedule="adaptive", alpha=0.9, momentum=0.5)
@@ -59,17 +52,15 @@ RUNS: dict[str, dict[str, Any]] = {
         "move": ADAPTIVE,
         "writes": "mixed",
     },
-<<<<<<< HEAD
     "routed": {
         "settings": settings(num_steps=3, micro_batch_tokens=24),
         "routing": BALANCED,
-=======
+    },
     "policy": {
         "settings": choices(num_steps=4, micro_batch_tokens=24, epochs_per_batch=2),
         "policy": Grpo(distill="best"),
         "teach": objective("forward_kl"),
         "move": RewardTemperature(),
->>>>>>> part-policy
     },
 }
 """Named runs that must not depend on the number of ranks."""
