@@ -1,15 +1,16 @@
 """From a recipe to a cache to a run: equal to a live teacher, and honest about what is missing."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from tests.cli.conftest import FAST
 from tests.tiny_models import VOCABULARY, byte_tokenizer, tiny_llama
@@ -19,6 +20,7 @@ from tutelage.recipes.caching.make import CacheMade, CachePlan, make_cache
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import Recipe, load
 from tutelage.recipes.doctor import examine
+from tutelage.recipes.narrator import Advance, Narrator
 from tutelage.recipes.run import evaluate_folder, run_recipe
 
 
@@ -260,29 +262,42 @@ def test_a_run_does_not_go_on_with_the_answers_of_another_teacher(tmp_path: Path
         run_recipe(from_cache(tmp_path, "run", "keep_checkpoints=true"), resume=True)
 
 
-def test_killed_it_goes_on_to_the_very_same_cache(tmp_path: Path) -> None:
-    """SIGKILL in the middle of the rows, on a real process; then the same command again."""
-    script = (
-        "import sys; from pathlib import Path; from tests.cli.conftest import FAST;"
-        "from tutelage.recipes.config import load;"
-        "from tutelage.recipes.caching.make import CachePlan, make_cache;"
-        "make_cache(load('tiny', [*FAST, 'baselines={}']), Path(sys.argv[1]),"
-        "CachePlan(answer='sampled', tokens_per_shard=60))"
+class Killer(Narrator):
+    """Sends SIGKILL to its own process once so many rows are written."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+
+    @override
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Generator[Advance]:
+        def advance(done: int, note: str = "") -> None:
+            if title == "Caching training rows" and done == self._at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        yield advance
+
+    @override
+    def say(self, text: str) -> None:
+        pass
+
+
+def make_and_die(folder: str, at: int) -> None:
+    plan = CachePlan(answer="sampled", tokens_per_shard=60)
+    make_cache(tiny(Path(folder), "unused"), Path(folder) / "cache", plan, narrator=Killer(at))
+
+
+@pytest.mark.parametrize("at", [1, 40, 91])
+def test_killed_it_goes_on_to_the_very_same_cache(tmp_path: Path, at: int) -> None:
+    """SIGKILL in the middle of the rows, on a real process; then the same work again."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=make_and_die, args=(str(tmp_path / "killed"), at)
     )
-    root = Path(__file__).parents[3]
-    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"}
-
-    def start(folder: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", script, str(folder)], env=environment)
-
-    assert start(tmp_path / "whole").wait() == 0
-    process = start(tmp_path / "killed")
-    training = tmp_path / "killed" / "training"
-    while process.poll() is None and len(list(training.glob("shard-*.safetensors"))) < 3:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    num_shards = len(list((tmp_path / "whole" / "training").glob("shard-*.safetensors")))
-    assert 3 <= len(list(training.glob("shard-*.safetensors"))) < num_shards
-    assert start(tmp_path / "killed").wait() == 0
-    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    for name in ("killed", "whole"):
+        make(tmp_path / name, answer="sampled", tokens_per_shard=60)
+    left, whole = (files(tmp_path / name / "cache") for name in ("killed", "whole"))
+    assert len([name for name in whole if "shard-" in name]) > 10
+    assert left == whole
