@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.cli.conftest import FAST
 from tests.recipes.test_interrupted import ITSELF, ControlC
 from tests.tiny_moe import NUM_EXPERTS, moe_folder
-from tutelage.core.errors import ConfigError, DataError
+from tutelage.core.errors import CheckpointError, ConfigError, DataError
 from tutelage.models import load_model, save_model
 from tutelage.models.routers import biases_of, install_biased_routers, set_biases
 from tutelage.recipes.check import contradictions
@@ -68,12 +68,21 @@ def train_lines(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines(folder / "metrics.jsonl") if line["phase"] == "train"]
 
 
+def assert_only_experts_moved(before: Path, after: Path) -> None:
+    old, new = (load_file(folder / "model.safetensors") for folder in (before, after))
+    assert old.keys() == new.keys()
+    moved = {name for name in old if not old[name].equal(new[name])}
+    assert moved == {name for name in old if ".experts." in name}
+
+
+def test_experts_alone_are_trained_where_so_is_asked(moe: str, tmp_path: Path) -> None:
+    outcome = run_recipe(recipe_of(moe, tmp_path / "run", "routing={trained: experts}"))
+    assert_only_experts_moved(Path(moe), outcome.student)
+
+
 def test_a_warm_up_moves_experts_and_nothing_else(moe: str, tmp_path: Path) -> None:
     outcome = run_recipe(recipe_of(moe, tmp_path / "run", WARM_UP))
-    before, after = (load_file(Path(f) / "model.safetensors") for f in (moe, outcome.student))
-    assert before.keys() == after.keys()
-    moved = {name for name in before if not before[name].equal(after[name])}
-    assert moved == {name for name in before if ".experts." in name}
+    assert_only_experts_moved(Path(moe), outcome.student)
     train = train_lines(outcome.folder)
     assert all(line["router_loss"] > 0 for line in train)
     assert all(line["max_violation"] < 1 for line in train)
@@ -103,6 +112,15 @@ def test_an_interrupted_run_ends_with_the_biases_choices_and_log_of_an_unbroken_
     run_recipe(recipe("broken"), narrator=ControlC(ITSELF, at=at))
     ended = run_recipe(recipe("broken"), resume=True)
     assert state_of(ended.folder) == state_of(whole.folder)
+
+
+def test_a_run_does_not_go_on_with_other_routing(moe: str, tmp_path: Path) -> None:
+    run_recipe(recipe_of(moe, tmp_path / "run", BALANCED), narrator=ControlC(ITSELF, at=1))
+    other = BALANCED.replace("balance_rate: 0.1", "balance_rate: 0.2")
+    with pytest.raises(
+        CheckpointError, match=r"routing\.balance\.balance_rate is 0\.2.*must be 0\.1"
+    ):
+        run_recipe(recipe_of(moe, tmp_path / "run", other), resume=True)
 
 
 def test_advantages_and_kinds_of_text_are_in_the_log(moe: str, data: str, tmp_path: Path) -> None:

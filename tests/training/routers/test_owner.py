@@ -75,6 +75,7 @@ def test_each_step_counts_its_own_tokens_and_no_earlier_ones() -> None:
     expected = [slow_tally(lm, rows[at : at + 8])[0] for at in (0, 8, 16)]
     still = settings(num_steps=3, micro_batch_tokens=48, learning_rate=1e-12)
     made, owner = routed({}, lm, settings=still)
+    made.loss_on(rows[20:])
     for load, wanted in zip(watched(made, lambda _: owner.latest), expected, strict=True):
         torch.testing.assert_close(load.load, wanted)
 
@@ -202,6 +203,17 @@ def test_an_auxiliary_loss_spreads_probability_and_is_in_the_log(kind: str) -> N
         found[weight] = [term / weight for term in terms]
     assert found[3.0][0] == pytest.approx(found[1e-9][0], rel=1e-3)
     assert found[3.0][-1] < 0.97 * found[1e-9][-1]
+
+
+@pytest.mark.parametrize("routing", [WARM_UP, {"balance": {"kind": "switch_loss"}}])
+def test_a_routers_loss_is_a_mean_over_the_step_however_it_is_cut(routing: dict[str, Any]) -> None:
+    terms = []
+    for tokens in (24, 4096):
+        chosen = settings(num_steps=1, micro_batch_tokens=tokens)
+        made, _ = routed(routing, settings=chosen)
+        terms += watched(made, lambda r: r.totals.routers["router_loss"])
+    # Not to the last digit: neither loss is linear in its tokens. Six pieces would make it six.
+    assert terms[0] == pytest.approx(terms[1], rel=0.5)
 
 
 def test_loss_free_balancing_moves_one_stride_in_the_choice_alone() -> None:
