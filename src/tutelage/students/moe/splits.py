@@ -92,9 +92,7 @@ def _clustered(
     return merged_k_means(rows, sizes, split.merge_from, search, solve=solve)
 
 
-def _dealt(
-    order: Int[Tensor, " rest"], shape: ExpertShape, shared: Int[Tensor, " _"]
-) -> Groups:
+def _dealt(order: Int[Tensor, " rest"], shape: ExpertShape, shared: Int[Tensor, " _"]) -> Groups:
     """As many to each expert, in this order."""
     parts: Sequence[Tensor] = order.tensor_split(shape.num_experts)
     return Groups(experts=tuple(part.sort().values for part in parts), shared=shared)
