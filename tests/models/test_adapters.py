@@ -201,3 +201,13 @@ def test_the_adapter_alone_is_loaded_by_peft_onto_the_first_weights(tmp_path: Pa
     with torch.no_grad():
         torch.testing.assert_close(loaded(ids).logits, lm.model(ids).logits)
     assert loaded.peft_config["default"].base_model_name_or_path == "some/model"
+
+
+def test_a_mixture_of_experts_takes_no_adapter() -> None:
+    from transformers import MixtralConfig
+
+    sizes = {"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 8, "vocab_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    lm = CausalLM(build(MixtralConfig(**sizes, **heads)))
+    with pytest.raises(ConfigError, match=r"student\.lora is given.*\(mixtral\).*must be null"):
+        add_lora(lm, rank=2, alpha=2.0, dropout=0.0, targets=None, seed=0)

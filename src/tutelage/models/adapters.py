@@ -54,8 +54,15 @@ def add_lora(
         seed: where the random numbers of A come from.
 
     Raises:
-        ConfigError: for a target that is no linear layer inside the model.
+        ConfigError: for a target that is no linear layer inside the model, or a mixture of experts.
     """
+    if anatomy_of(lm.config).router is not None:
+        message = (
+            "student.lora is given, and the student is a mixture of experts "
+            f"({lm.config.model_type}), whose stacked experts no adapter of ours reaches; it must "
+            "be null. Leave it out, and freeze what is to stay: student.freeze: ['*.self_attn.*']."
+        )
+        raise ConfigError(message)
     transposed = any(isinstance(module, Conv1D) for module in lm.model.modules())
     config = LoraConfig(
         r=rank,

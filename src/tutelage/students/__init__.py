@@ -3,6 +3,7 @@
 from tutelage.students.build import build_student, freeze, wants_calibration
 from tutelage.students.fresh import fresh_config, fresh_model
 from tutelage.students.moe import (
+    Rerouting,
     Upcycled,
     all_experts,
     counted,
@@ -19,11 +20,13 @@ from tutelage.students.prune import (
     layers_by_influence,
     prune_layers,
 )
+from tutelage.students.reroute import reroute
 from tutelage.students.settings import (
     FreshStudent,
     LoadedStudent,
     LoraSettings,
     PrunedStudent,
+    ReroutedStudent,
     StudentSettings,
     UpcycledStudent,
     lora_of,
@@ -40,6 +43,8 @@ __all__ = [
     "LoadedStudent",
     "LoraSettings",
     "PrunedStudent",
+    "ReroutedStudent",
+    "Rerouting",
     "StudentSettings",
     "Upcycled",
     "UpcycledStudent",
@@ -61,6 +66,7 @@ __all__ = [
     "neuron_importance",
     "prune_layers",
     "prune_neurons",
+    "reroute",
     "shape_of",
     "target_shares",
     "upcycled_config",

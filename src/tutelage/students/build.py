@@ -20,10 +20,12 @@ from tutelage.models import (
 from tutelage.students.fresh import fresh_config, fresh_model
 from tutelage.students.moe import make_upcycled, needs_calibration
 from tutelage.students.prune import choose_layers, layers_by_influence, prune_layers
+from tutelage.students.reroute import reroute
 from tutelage.students.settings import (
     FreshStudent,
     LoadedStudent,
     PrunedStudent,
+    ReroutedStudent,
     StudentSettings,
     UpcycledStudent,
     lora_of,
@@ -66,6 +68,8 @@ def build_student(
         student = _pruned(settings, teacher, calibration)
     elif isinstance(settings, UpcycledStudent):
         student = _upcycled(settings, teacher, calibration, seed=seed)
+    elif isinstance(settings, ReroutedStudent):
+        student = _rerouted(settings, teacher, calibration, seed=seed)
     else:
         student = _fresh(settings, teacher, seed=seed)
     lm = student.lm.to(device).eval()
@@ -93,6 +97,8 @@ def wants_calibration(settings: StudentSettings) -> bool:
     match settings:
         case PrunedStudent(keep_layers=layers, keep_neurons=neurons, choose=choose):
             return neurons is not None or (layers is not None and choose == "influence")
+        case ReroutedStudent():
+            return True
         case UpcycledStudent():
             return needs_calibration(settings)
         case _:
@@ -165,6 +171,26 @@ def _upcycled(
     made = make_upcycled(base.lm, settings, calibration, seed=seed)
     source = f"{base.source}, {settings.experts} experts of which {settings.active} are active"
     return LoadedModel(lm=made.lm, tokenizer=base.tokenizer, source=source)
+
+
+def _rerouted(
+    settings: ReroutedStudent,
+    teacher: LoadedModel | None,
+    calibration: Sequence[TokenBatch],
+    *,
+    seed: int,
+) -> LoadedModel:
+    if teacher is None:
+        message = (
+            "student.kind is rerouted, and there is no teacher whose neurons its routers are made "
+            "from; it must be given. Name a model in teacher.model."
+        )
+        raise ConfigError(message)
+    student = load_model(settings.model, revision=settings.revision)
+    device = student.lm.device
+    reroute(student.lm.to(teacher.lm.device), teacher.lm, calibration, settings, seed=seed)
+    student.lm.to(device)
+    return replace(student, source=f"{student.source}, routers from {teacher.source}")
 
 
 def _fresh(settings: FreshStudent, teacher: LoadedModel | None, *, seed: int) -> LoadedModel:

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tutelage.core.settings import Settings
-from tutelage.students.moe.settings import Upcycling
+from tutelage.students.moe.settings import Rerouting, Upcycling
 
 Dtype: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Scalar: TypeAlias = bool | int | float | str | None
@@ -97,7 +97,7 @@ class PrunedStudent(GrownStudent):
 
 
 @final
-class UpcycledStudent(Upcycling, GrownStudent):
+class UpcycledStudent(Upcycling, StudentChoice):
     """A mixture of experts made of a dense model's own neurons, by default of the teacher's.
 
     It starts from the weights as its teacher holds them. With all experts active and equal gates it
@@ -107,6 +107,20 @@ class UpcycledStudent(Upcycling, GrownStudent):
     kind: Literal["upcycled"] = "upcycled"
     model: str | None = None
     """What to take apart; null is the teacher."""
+
+
+@final
+class ReroutedStudent(Rerouting, StudentChoice):
+    """A mixture of experts that exists, its routers made anew from the teacher's neurons.
+
+    Source: PADD, arXiv:2606.10369, section 2.2.
+    """
+
+    kind: Literal["rerouted"] = "rerouted"
+    model: str
+    """The mixture of experts: a hub name or a folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
 
 
 @final
@@ -121,7 +135,8 @@ class FreshStudent(StudentChoice):
 
 
 StudentSettings: TypeAlias = Annotated[
-    LoadedStudent | PrunedStudent | UpcycledStudent | FreshStudent, Field(discriminator="kind")
+    LoadedStudent | PrunedStudent | UpcycledStudent | ReroutedStudent | FreshStudent,
+    Field(discriminator="kind"),
 ]
 
 

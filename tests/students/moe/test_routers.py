@@ -123,6 +123,7 @@ def test_every_layers_router_is_made_of_its_own_layers_rows(family) -> None:
         torch.testing.assert_close(router.weight.detach(), centroid_rows(neurons, group))
 
 
+@torch.no_grad()
 def test_the_default_router_is_short_and_chooses_as_the_raw_one() -> None:
     base = CausalLM(tiny_llama())
     raw = {"kind": "centroids", "mean_norm": None}

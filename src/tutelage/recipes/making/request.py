@@ -19,6 +19,8 @@ from tutelage.text import Formatter, collate, cut
 
 DEFAULT_CALIBRATION = "preset:demo.jsonl"
 _MOST_TOKENS = 2048
+_OF_TRAINING = ("model", "dtype", "freeze", "lora")
+"""Settings of a student in a recipe that mean nothing to a model that is made at once."""
 
 
 @final
@@ -59,6 +61,14 @@ def student_of(
     model = UpcycledStudent if kind == "upcycled" else PrunedStudent
     for text in overrides:
         tree = overridden(tree, text)
+    for name in _OF_TRAINING:
+        if name in tree:
+            message = (
+                f"{name} is given; it must be left out, for nothing is trained here. Remove it."
+                if name != "model"
+                else "model is given; it must be left out, for --from names it. Remove it."
+            )
+            raise ConfigError(message)
     try:
         return model.model_validate(tree)
     except ValidationError as error:

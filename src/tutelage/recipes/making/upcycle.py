@@ -91,7 +91,7 @@ def _write(
 ) -> Path:
     folder = save_model(made.lm, base.tokenizer, source.output)
     write_json(folder / FILE_NAME, fidelity.to_json())
-    settings = plan.model_dump(mode="json", exclude={"lora", "freeze", "model", "dtype"})
+    settings = plan.model_dump(mode="json", exclude={"kind", "freeze", "model", "dtype"})
     facts = {
         "made of": f"`{source.model}`",
         "how": settings,

@@ -21,6 +21,7 @@ from tutelage.students import (
     FreshStudent,
     LoadedStudent,
     PrunedStudent,
+    ReroutedStudent,
     UpcycledStudent,
     check_width,
     choose_layers,
@@ -138,6 +139,8 @@ def student_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
             revision=student.revision,
             trust_remote_code=student.trust_remote_code,
         )
+    if isinstance(student, ReroutedStudent):
+        return load_tokenizer(student.model, revision=student.revision)
     if isinstance(student, PrunedStudent | UpcycledStudent) and student.model is not None:
         return load_tokenizer(student.model)
     tokenizer = teacher_tokenizer(recipe)
@@ -154,32 +157,46 @@ def student_config(recipe: Recipe) -> PretrainedConfig:
             change that makes no model.
     """
     student = recipe.student
-    if isinstance(student, LoadedStudent):
-        return load_config(
-            student.model,
-            revision=student.revision,
-            trust_remote_code=student.trust_remote_code,
-        )
-    origin = student.like if isinstance(student, FreshStudent) else student.model
-    base = teacher_config(recipe) if origin is None else load_config(origin)
+    match student:
+        case LoadedStudent():
+            return load_config(
+                student.model,
+                revision=student.revision,
+                trust_remote_code=student.trust_remote_code,
+            )
+        case ReroutedStudent():
+            if recipe.teacher is None or isinstance(recipe.teacher, SelfTeacherSettings):
+                raise _needs_a_teacher(recipe)
+            return load_config(student.model, revision=student.revision)
+        case FreshStudent():
+            base = _origin(recipe, student.like)
+            teacher = teacher_config(recipe)
+            words = {} if teacher is None else {"vocab_size": vocabulary_size(teacher)}
+            return fresh_config(base, {**words, **student.config})
+        case UpcycledStudent():
+            return upcycled_config(_origin(recipe, student.model), student)
+        case PrunedStudent():
+            return _pruned_config(_origin(recipe, student.model).get_text_config(), student)
+
+
+def _origin(recipe: Recipe, model: str | None) -> PretrainedConfig:
+    """The config that a student's is made from: this model's, or the teacher's."""
+    base = teacher_config(recipe) if model is None else load_config(model)
     if base is None:
         raise _needs_a_teacher(recipe)
-    if isinstance(student, FreshStudent):
-        teacher = teacher_config(recipe)
-        words = {} if teacher is None else {"vocab_size": vocabulary_size(teacher)}
-        return fresh_config(base, {**words, **student.config})
-    if isinstance(student, UpcycledStudent):
-        return upcycled_config(base, student)
-    shape = base.get_text_config()
+    return base
+
+
+def _pruned_config(base: PretrainedConfig, student: PrunedStudent) -> PretrainedConfig:
     changes: dict[str, int] = {}
     if student.keep_layers is not None:
         how = "uniform" if student.choose == "influence" else student.choose
-        choose_layers(how, keep=student.keep_layers, num_layers=shape.num_hidden_layers)
+        choose_layers(how, keep=student.keep_layers, num_layers=base.num_hidden_layers)
         changes["num_hidden_layers"] = student.keep_layers
     if student.keep_neurons is not None:
-        check_width(student.keep_neurons, num_neurons=shape.intermediate_size)
+        check_width(student.keep_neurons, num_neurons=base.intermediate_size)
         changes["intermediate_size"] = student.keep_neurons
-    return fresh_config(shape, changes)
+    return fresh_config(base, changes)
 
 
 def _needs_a_teacher(recipe: Recipe) -> ConfigError:

@@ -28,6 +28,7 @@ from tutelage.students.moe.settings import (
     FittedRouter,
     RandomRouter,
     RandomSplit,
+    Rerouting,
     Upcycling,
     ZeroRouter,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "Groups",
     "RandomRouter",
     "RandomSplit",
+    "Rerouting",
     "RidgeFit",
     "Upcycled",
     "Upcycling",

@@ -171,3 +171,17 @@ class Upcycling(Settings, ABC):
     gates: Literal["renormalised", "softmax"] = "renormalised"
     """Whether the gates of the chosen experts are divided by their sum, or stay what the softmax
     over all experts gave them. Experts are scaled so that equal gates count as 1 each."""
+
+
+class Rerouting(Settings, ABC):
+    """How the teacher's clusters become the routers of experts that know something already."""
+
+    split: ClusteredSplit = ClusteredSplit()
+    """How the teacher's neurons are clustered."""
+    match: Literal["identity", "hungarian"] = "identity"
+    """Cluster j to expert j; or every cluster to an expert so that, over the calibration tokens,
+    what clusters do and whom the router likes so far are as correlated as can be."""
+    ridge: Annotated[float, Gt(0)] = 0.01
+    """Of the map between hidden states, relative to the mean square of the student's."""
+    keep_norm: bool = True
+    """Rescale a layer's rows to the mean length they had, so that gates stay in their range."""
