@@ -153,7 +153,7 @@ def _kept_while_writing(recipe: Recipe, shape: PretrainedConfig) -> int:
     """Bytes of the cache where the student writes, its rows as long as they may become."""
     settings, text = recipe.rollouts, shape.get_text_config()
     assert isinstance(settings, WritingSettings)  # noqa: S101  the caller has looked
-    num_rows = min(settings.batch_rows, recipe.training.rows_per_step)
+    num_rows = min(settings.batch_rows, recipe.training.rows_per_batch)
     longest = settings.max_prompt_tokens + settings.max_completion_tokens
     heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
