@@ -114,7 +114,7 @@ class RouterOwner:
         """The routers' losses of what was just read, as this micro-batch's part of the step.
 
         They are means over a micro-batch's tokens of things that are not linear, so how a step is
-        cut changes them a little, as everywhere; each counts by its share of the step's weight.
+        cut changes them, most where there are few; each counts by its share of the step's weight.
         """
         found: list[Tensor] = []
         term = balance_term(self._settings.balance)
