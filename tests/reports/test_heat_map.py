@@ -65,13 +65,13 @@ def test_a_report_shows_the_maps_and_the_curves_of_the_routers(tmp_path: Path) -
     folder = add_routers(make_run(tmp_path / "run", num_steps=60))
     page = write_report(folder).read_text(encoding="utf-8")
     assert page.count('class="heat"') == 3
-    for title in ("Routing shift", "MaxVio", "Dead experts", "Router entropy"):
+    for title in ("Routing shift, same rows", "MaxVio", "Dead experts", "Router entropy"):
         assert f"<h3>{title}</h3>" in page
     shades = set(re.findall(r'<path class="l(-?\d)"', page))
     assert {"4", "-4", "0"} <= shades
     plots = {path.name for path in (folder / "plots").iterdir()}
     assert {"expert_load_layer_1.svg", "expert_load_layer_3.png"} <= plots
-    assert "routing_shift_by_step.svg" in plots
+    assert "probed_shift_by_step.svg" in plots
 
 
 def test_a_report_without_experts_says_nothing_of_them(tmp_path: Path) -> None:
