@@ -1,6 +1,5 @@
 """Models on disk: the plain `save_pretrained` layout, whole or not there."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tutelage.core.errors import OutputError
+from tutelage.core.files import sync
 from tutelage.models.adapters import has_lora, plain_copy
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.quiet import quiet
@@ -56,11 +56,7 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         describe_bias(model, folder)
         tokenizer.save_pretrained(folder)
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)
 
 
 def _is_model_or_empty(folder: Path) -> bool:

@@ -5,9 +5,7 @@ a file for each rank (its random generators, its place in the data) and a manife
 checksum of every file. A kill at any moment leaves the last complete checkpoint as it was.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tutelage.core.errors import CheckpointError, OutputError
+from tutelage.core.files import file_hash, sync
 from tutelage.core.seeds import capture_globals, restore_globals
 from tutelage.training.ranks import Ranks
 from tutelage.training.state_tree import Stateful, Tree, load_tree, save_tensors, save_tree
@@ -107,17 +106,17 @@ class Checkpoints:
             "seed": self._identity.seed,
             "num_ranks": self._identity.num_ranks,
             "settings": dict(self._identity.settings),
-            "files": {path.name: _checksum(path) for path in files},
+            "files": {path.name: file_hash(path) for path in files},
         }
         (draft.folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         for path in draft.folder.iterdir():
-            _sync(path)
-        _sync(draft.folder)
+            sync(path)
+        sync(draft.folder)
         final_path = self.path(draft.step)
         if final_path.exists():
             _remove(final_path)
         draft.folder.rename(final_path)
-        _sync(self._folder)
+        sync(self._folder)
 
     def open(self, step: int) -> "SavedState":
         """A checkpoint, proved to be whole and to belong to this run.
@@ -131,7 +130,7 @@ class Checkpoints:
             path = folder / name
             if not path.is_file():
                 raise self._damaged(step, f"{path} is missing")
-            if _checksum(path) != expected:
+            if file_hash(path) != expected:
                 raise self._damaged(step, f"{path} is damaged: its checksum has changed")
         self._compare(step, manifest)
         return SavedState(folder, step)
@@ -317,19 +316,6 @@ def _weights(student: nn.Module, *, copy: bool = True) -> dict[str, Tensor]:
 
 def _shape(tensor: Tensor | None) -> str:
     return "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

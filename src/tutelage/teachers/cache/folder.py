@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tutelage.core.errors import DataError
+from tutelage.core.files import file_hash, sync
 from tutelage.core.targets import Head
 from tutelage.teachers.cache.identity import (
     AnswerSettings,
@@ -16,7 +17,7 @@ from tutelage.teachers.cache.identity import (
     Identity,
     load_identity,
 )
-from tutelage.teachers.cache.shard import damaged, file_hash, sync, write_tensors
+from tutelage.teachers.cache.shard import damaged, write_tensors
 from tutelage.teachers.cache.store import Store, StoreWriter
 
 Part = Literal["training", "held_out"]

@@ -2,9 +2,7 @@
 # A door to safetensors, whose slices are untyped.
 """One file of a cache: rows end to end, each with its key and checksum; whole or not there."""
 
-import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tutelage.core.errors import DataError
+from tutelage.core.files import file_hash, sync
 
 Payload = Mapping[str, Tensor]
 """What is stored of one row: tensors by name, whose first axis may be of any length."""
@@ -161,21 +160,6 @@ def write_tensors(path: Path, tensors: Payload, metadata: Mapping[str, str] | No
     save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
     path.chmod(0o644)
     sync(path)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def damaged(path: Path, what: str) -> DataError:

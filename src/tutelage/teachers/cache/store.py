@@ -15,8 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from tutelage.core.errors import DataError, OutputError
+from tutelage.core.files import file_hash
 from tutelage.core.run_log import write_json
-from tutelage.teachers.cache.shard import Row, Shard, ShardEntry, damaged, file_hash, write_shard
+from tutelage.teachers.cache.shard import Row, Shard, ShardEntry, damaged, write_shard
 
 LIST = "shards.json"
 _MOST_OPEN = 64
