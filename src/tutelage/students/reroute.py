@@ -5,13 +5,12 @@ learns from, carried from the teacher's hidden states into the student's by a ri
 same tokens, so that `x_student @ row` is about `x_teacher @ centroid`.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from typing import Literal, final
+from collections.abc import Sequence
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutelage.core.errors import DataError, ModelError
 from tutelage.core.records import TokenBatch
@@ -20,10 +19,12 @@ from tutelage.models import CausalLM, anatomy_of, layers_of
 from tutelage.students.clustering import Search, Sizes, balanced_assignment, balanced_k_means
 from tutelage.students.moe import (
     ClusteredSplit,
+    Groups,
     Rerouting,
     RidgeFit,
+    centroid_rows,
     feed_forwards,
-    group_means,
+    inputs_of,
     neuron_rows,
     rescaled,
     routers_of,
@@ -54,9 +55,9 @@ def reroute(
     """
     routers = [router.get_parameter("weight") for router in routers_of(student)]
     _check_tokens(teacher, batches)
-    num_teacher = len(layers_of(teacher.model))
+    layers = feed_forwards(teacher)
     origin = [
-        teacher_layer(at, num_student=len(routers), num_teacher=num_teacher)
+        teacher_layer(at, num_student=len(routers), num_teacher=len(layers))
         for at in range(len(routers))
     ]
     clusters = {
@@ -74,9 +75,10 @@ def reroute(
                 likings[at].add(liked, mass)
     orders: list[Tensor] = []
     for at, weight in enumerate(routers):
-        rows = neuron_rows(feed_forwards(teacher)[origin[at]], _matrix(settings.split))
-        centroid = group_means(rows, clusters[origin[at]]).double().cpu()
-        carried = (fits[at].solve(settings.ridge) @ centroid.T).T.float()
+        source = origin[at]
+        groups = Groups(experts=clusters[source], shared=torch.arange(0))
+        centroid = centroid_rows(layers[source], groups, rows=settings.split.rows)
+        carried = (fits[at].solve(settings.ridge) @ centroid.double().cpu().T).T.float()
         order = torch.arange(len(carried))
         if settings.match == "hungarian":
             order = likings[at].best_match()
@@ -117,10 +119,6 @@ class _Correlation:
         return balanced_assignment(-found, [1] * found.shape[1])[0]
 
 
-def _matrix(split: ClusteredSplit) -> Literal["gate_proj", "up_proj"]:
-    return "up_proj" if split.rows == "up_proj" else "gate_proj"
-
-
 def _members(
     teacher: CausalLM, layer: int, num_experts: int, split: ClusteredSplit, seed: int
 ) -> tuple[Int[Tensor, " _"], ...]:
@@ -151,30 +149,13 @@ def _inputs(lm: CausalLM, batch: TokenBatch) -> list[Float[Tensor, "L D"]]:
     """What every layer's feed-forward part is given for the batch's tokens."""
     mlp = anatomy_of(lm.config).mlp
     blocks = [layer.get_submodule(mlp) for layer in layers_of(lm.model)]
-    seen: dict[int, Tensor] = {}
     was_training = lm.training
     try:
-        with _kept(blocks, seen):
+        with inputs_of(blocks) as seen:
             CausalLM(lm.model, layout="packed").eval().hidden(batch.student)
     finally:
         lm.train(was_training)
     return [seen[at] for at in range(len(blocks))]
-
-
-@contextmanager
-def _kept(blocks: Sequence[nn.Module], seen: dict[int, Tensor]) -> Generator[None]:
-    def keep(at: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[at] = args[0].flatten(0, -2)
-
-        return hook
-
-    handles = [block.register_forward_pre_hook(keep(at)) for at, block in enumerate(blocks)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _check_tokens(teacher: CausalLM, batches: Sequence[TokenBatch]) -> None:

@@ -2,6 +2,7 @@
 
 from tutelage.students.moe.activations import (
     Activation,
+    inputs_of,
     mean_activations,
     share_divergence,
     strongest_marks,
@@ -64,6 +65,7 @@ __all__ = [
     "fitted_rows",
     "gate_scale",
     "group_means",
+    "inputs_of",
     "make_upcycled",
     "mean_activations",
     "needs_calibration",

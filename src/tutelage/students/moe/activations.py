@@ -133,6 +133,25 @@ def run_through(lm: CausalLM, batches: Sequence[TokenBatch], kind: Activation, s
 
 
 @contextmanager
+def inputs_of(blocks: Sequence[nn.Module]) -> Generator[dict[int, Float[Tensor, "L D"]]]:
+    """Inside, what each block was last given, by its number."""
+    seen: dict[int, Tensor] = {}
+
+    def keep(at: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[at] = args[0].flatten(0, -2)
+
+        return hook
+
+    handles = [block.register_forward_pre_hook(keep(at)) for at, block in enumerate(blocks)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def _seen(blocks: Sequence[nn.Module], kind: Activation, see: _See) -> Generator[None]:
     def of_input(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -1,6 +1,6 @@
 """Linear maps by least squares, from sums over tokens that do not grow with them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tutelage.core.records import TokenBatch
 from tutelage.models import CausalLM
-from tutelage.students.moe.activations import run_through
+from tutelage.students.moe.activations import inputs_of, run_through
 from tutelage.students.moe.neurons import feed_forward_blocks, feed_forwards
 from tutelage.students.moe.upcycle import Groups
 
@@ -56,32 +56,15 @@ def fitted_rows(
     layers = feed_forwards(dense)
     lengths = [neurons.down.float().norm(dim=0) for neurons in layers]
     fits = [RidgeFit() for _ in layers]
-    inputs: dict[int, Tensor] = {}
-    handles = [
-        block.register_forward_pre_hook(_keep(inputs, at))
-        for at, block in enumerate(feed_forward_blocks(dense))
-    ]
+    with inputs_of(feed_forward_blocks(dense)) as inputs:
 
-    def see(layer: int, activation: Float[Tensor, "L F"]) -> None:
-        written = activation.float().abs() * lengths[layer]
-        mass = torch.stack(
-            [written[:, members].sum(dim=1) for members in groups[layer].experts], dim=1
-        )
-        # What is the same for all experts decides nothing.
-        fits[layer].add(inputs.pop(layer), mass - mass.mean(dim=1, keepdim=True))
+        def see(layer: int, activation: Float[Tensor, "L F"]) -> None:
+            written = activation.float().abs() * lengths[layer]
+            mass = torch.stack(
+                [written[:, members].sum(dim=1) for members in groups[layer].experts], dim=1
+            )
+            # What is the same for all experts decides nothing.
+            fits[layer].add(inputs.pop(layer), mass - mass.mean(dim=1, keepdim=True))
 
-    try:
         run_through(dense, batches, "glu", see)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [fit.solve(ridge).T.float() for fit in fits]
-
-
-def _keep(
-    inputs: dict[int, Tensor], layer: int
-) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
-    def hook(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs[layer] = args[0].flatten(0, -2)
-
-    return hook
