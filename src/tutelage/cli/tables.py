@@ -56,6 +56,11 @@ def comparison_table(comparison: "Comparison") -> Table:
     return table
 
 
+def count_in_short(count: int | float) -> str:
+    """Parameters in millions, from a tenth of one on."""
+    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,.0f}"  # noqa: PLR2004 - 0.1 M
+
+
 def _mean(values: Sequence[float]) -> str:
     if not values:
         return "-"
@@ -67,5 +72,5 @@ def _number(value: int | float | None, form: str) -> str:
     if value is None:
         return "-"
     if form == "M":
-        return f"{value / 1e6:.1f} M" if value >= 1e5 else f"{value:,.0f}"  # noqa: PLR2004 - 0.1 M
+        return count_in_short(value)
     return f"{value:,{form}}"

@@ -100,9 +100,7 @@ class Work:
         Raises:
             ConfigError: the recipe's student and teacher do not speak one language.
         """
-        pair = json.dumps(
-            recipe.model_dump(mode="json", include={"student", "teacher"}), sort_keys=True
-        )
+        pair = _pair_of(recipe)
         if pair not in self.checked:
             self.checked[pair] = check_vocabularies(recipe, self.tokenizer)
         return self.checked[pair]
@@ -116,6 +114,11 @@ class Work:
     def device(self) -> torch.device:
         """Where models live."""
         return self.ranks.device
+
+
+def _pair_of(recipe: Recipe) -> str:
+    named = recipe.model_dump(mode="json", include={"student", "teacher"})
+    return json.dumps(named, sort_keys=True)
 
 
 def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
@@ -132,8 +135,16 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         rows = replace(rows, notes=with_views(rows, recipe, tokenizer).notes)
     for note in rows.notes:
         narrator.say(f"note: {note}")
+    work = Work(
+        tokenizer=tokenizer,
+        rows=rows,
+        teacher_model=None,
+        teacher=None,
+        ranks=ranks,
+        checked={_pair_of(recipe): num_real},
+    )
     if recipe.teacher is None or isinstance(recipe.teacher, SelfTeacherSettings):
-        return Work(tokenizer=tokenizer, rows=rows, teacher_model=None, teacher=None, ranks=ranks)
+        return work
     if isinstance(recipe.teacher, CachedTeacherSettings | SeveralTeacherSettings):
         pair, device = Language(tokenizer=tokenizer, num_real=num_real), ranks.device
         if isinstance(recipe.teacher, SeveralTeacherSettings):
@@ -141,14 +152,7 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         else:
             asked = open_cache(recipe, rows, pair, device=device)
         teacher, examiner = asked
-        return Work(
-            tokenizer=tokenizer,
-            rows=rows,
-            teacher_model=None,
-            teacher=teacher,
-            examiner=examiner,
-            ranks=ranks,
-        )
+        return replace(work, teacher=teacher, examiner=examiner)
     with narrator.stage("Loading the teacher"):
         model = load_teacher(recipe, ranks.device)
     teacher = LiveTeacher(
@@ -156,7 +160,7 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         num_real=num_real,
         remember_bytes=recipe.teacher.remember_megabytes * 2**20,
     )
-    return Work(tokenizer=tokenizer, rows=rows, teacher_model=model, teacher=teacher, ranks=ranks)
+    return replace(work, teacher_model=model, teacher=teacher)
 
 
 @final

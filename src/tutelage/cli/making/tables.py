@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from tutelage.cli.tables import count_in_short
+
 if TYPE_CHECKING:
     # Only for their types: importing them would import torch before `--help` is out.
     from tutelage.recipes.making.prune import PruneOutcome
@@ -31,24 +33,24 @@ def fidelity_table(outcome: "UpcycleOutcome") -> Table:
     dense, experts = outcome.dense, outcome.experts
     table.add_row(
         "dense model",
-        _millions(dense.active_feed_forward),
-        _millions(dense.total),
+        count_in_short(dense.active_feed_forward),
+        count_in_short(dense.total),
         _number(routed.teacher_perplexity),
         "0",
         "1.000",
     )
     table.add_row(
         "all experts, equal gates",
-        _millions(experts.feed_forward),
-        _millions(experts.total),
+        count_in_short(experts.feed_forward),
+        count_in_short(experts.total),
         _number(whole.perplexity),
         _small(whole.forward_kl),
         _share(whole.top1_agreement),
     )
     table.add_row(
         "as routed",
-        _millions(experts.active_feed_forward),
-        _millions(experts.total),
+        count_in_short(experts.active_feed_forward),
+        count_in_short(experts.total),
         _number(routed.perplexity),
         _small(routed.forward_kl),
         _share(routed.top1_agreement),
@@ -105,7 +107,7 @@ def prune_table(outcome: "PruneOutcome") -> Table:
     report, whole, pruned = outcome.report, outcome.whole, outcome.pruned
     table.add_row(
         "whole",
-        _millions(whole.total),
+        count_in_short(whole.total),
         str(whole.num_layers),
         _number(report.teacher_perplexity),
         "0",
@@ -113,7 +115,7 @@ def prune_table(outcome: "PruneOutcome") -> Table:
     )
     table.add_row(
         "pruned",
-        _millions(pruned.total),
+        count_in_short(pruned.total),
         str(pruned.num_layers),
         _number(report.perplexity),
         _small(report.forward_kl),
@@ -132,10 +134,6 @@ def _bars(fair: list[float]) -> Text:
     if len(fair) > _MOST_SHOWN:
         text.append(f" and {len(fair) - _MOST_SHOWN} more", style="dim")
     return text
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"  # noqa: PLR2004 - 0.1 M
 
 
 def _number(value: float | None) -> str:
