@@ -48,21 +48,6 @@ COMBINED = (
 )
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "sums.jsonl"
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": f"{n} and 1?"}],
-            "completion": [{"role": "assistant", "content": f"{n + 1}"}],
-            "answer": str(n + 1),
-        }
-        for n in range(20)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def recipe_of(data: str, folder: Path, *overrides: str) -> Recipe:
     writing = "kind: student, max_completion_tokens: 6, completions_per_prompt: 4"
     return load(

@@ -29,21 +29,6 @@ POLICY = (
 )
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "sums.jsonl"
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": f"{n} and 1?"}],
-            "completion": [{"role": "assistant", "content": f"{n + 1}"}],
-            "answer": str(n + 1),
-        }
-        for n in range(20)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def recipe_of(data: str, folder: Path, *overrides: str, group: int = 4) -> Recipe:
     writing = f"kind: student, max_completion_tokens: 6, completions_per_prompt: {group}"
     return load(

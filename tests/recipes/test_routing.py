@@ -28,22 +28,6 @@ def moe(tmp_path: Path) -> str:
     return moe_folder(tmp_path / "moe")
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "sums.jsonl"
-    rows = [
-        {
-            "prompt": [{"role": "user", "content": f"{n} and 1?"}],
-            "completion": [{"role": "assistant", "content": f"{n + 1}"}],
-            "answer": str(n + 1),
-            "domain": "even" if n % 2 else "odd",
-        }
-        for n in range(20)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def recipe_of(moe: str, folder: Path, *overrides: str) -> Recipe:
     common = (*FAST, "baselines={}", f"student={moe}", f"output={folder}")
     return load("tiny", [*common, *overrides])
