@@ -22,9 +22,9 @@ def many_rows() -> list[TokenBatch]:
     return [*calibration(), collate([formatter.rollout({"text": t}, "row") for t in texts])]
 
 
-def a_student(layers: int = 2) -> CausalLM:
+def a_student(layers: int = 2, experts: int = 4) -> CausalLM:
     base = CausalLM(tiny_qwen3(seed=5, num_hidden_layers=layers))
-    return make_upcycled(base, UpcycledStudent(experts=4, active=2)).lm
+    return make_upcycled(base, UpcycledStudent(experts=experts, active=2)).lm
 
 
 def test_in_a_student_of_the_teachers_own_states_the_rows_are_the_centroids() -> None:
@@ -122,3 +122,14 @@ def test_what_cannot_be_rerouted_is_refused() -> None:
             many_rows(),
             Rerouting(),
         )
+
+
+def test_a_matched_expert_gets_the_row_of_its_own_cluster() -> None:
+    teacher = CausalLM(tiny_llama())
+    plain, matched = a_student(experts=8), a_student(experts=8)
+    reroute(plain, teacher, many_rows(), Rerouting())
+    orders = reroute(matched, teacher, many_rows(), Rerouting(match="hungarian"))
+    # An order that is its own inverse would not tell the two apart.
+    assert any(not torch.equal(order, order.argsort()) for order in orders)
+    for one, other, order in zip(routers_of(plain), routers_of(matched), orders, strict=True):
+        torch.testing.assert_close(other.weight, one.weight[order])
