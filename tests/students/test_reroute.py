@@ -6,12 +6,12 @@ from torch import Tensor
 
 from tests.students.test_prune import calibration
 from tests.tiny_models import byte_tokenizer, tiny_llama, tiny_qwen3
-from tutelage.core.errors import DataError, ModelError
+from tutelage.core.errors import ConfigError, DataError, ModelError
 from tutelage.core.records import TokenBatch
 from tutelage.models import CausalLM, layers_of
 from tutelage.students import Rerouting, UpcycledStudent, make_upcycled, reroute
-from tutelage.students.moe import centroid_rows, feed_forwards, routers_of
-from tutelage.students.reroute import _Correlation, _inputs, _members
+from tutelage.students.moe import ClusteredSplit, centroid_rows, feed_forwards, routers_of
+from tutelage.students.reroute import _clusters, _Correlation, _inputs
 from tutelage.text import Formatter, collate
 
 
@@ -88,12 +88,40 @@ def test_each_layer_learns_from_the_teacher_layer_that_the_map_names() -> None:
     seen = {at: inputs_of(student, teacher, *at) for at in ((0, 0), (1, 2))}
     reroute(student, teacher, many_rows(), settings)
     for (layer, origin), (x_s, x_t) in seen.items():
-        members = _members(teacher, origin, 4, settings.split, 0)
+        members = _clusters(teacher, {origin}, 4, settings.split, 0)[origin]
         gate = layers_of(teacher.model)[origin].mlp.gate_proj.weight
         wanted = torch.stack([(x_t @ gate[m].T).mean(dim=1) for m in members], dim=1)
         best = torch.linalg.lstsq(x_s.double(), wanted.double()).solution
         found = x_s @ routers_of(student)[layer].weight.T
         torch.testing.assert_close(found.double(), x_s.double() @ best, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changed", "allowed"),
+    [
+        ({"solver": "k_means_constrained"}, (12, 12)),
+        ({"merge_from": 8}, (12, 12)),
+        ({"size_tolerance": 0.5}, (6, 18)),
+    ],
+)
+def test_every_setting_of_the_split_is_heard(
+    changed: dict[str, str | int | float], allowed: tuple[int, int]
+) -> None:
+    teacher = CausalLM(tiny_llama())
+    plain, other = ClusteredSplit(), ClusteredSplit.model_validate(changed)
+    found = _clusters(teacher, [0], 4, other, 0)[0]
+    assert [m.tolist() for m in found] != [
+        m.tolist() for m in _clusters(teacher, [0], 4, plain, 0)[0]
+    ]
+    assert sorted(torch.cat(found).tolist()) == list(range(48))
+    sizes = [len(members) for members in found]
+    assert allowed[0] <= min(sizes) <= max(sizes) <= allowed[1]
+
+
+def test_poor_clusters_are_refused_where_that_is_asked() -> None:
+    split = ClusteredSplit(poor_clusters="refuse", size_tolerance=0.9)
+    with pytest.raises(ConfigError, match="clusters of 2 of 2 layers are poor"):
+        reroute(a_student(), CausalLM(tiny_llama()), many_rows(), Rerouting(split=split))
 
 
 def test_matching_finds_the_experts_that_like_what_the_clusters_do() -> None:

@@ -5,7 +5,7 @@ learns from, carried from the teacher's hidden states into the student's by a ri
 same tokens, so that `x_student @ row` is about `x_teacher @ centroid`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import final
 
 import torch
@@ -16,15 +16,17 @@ from tutelage.core.errors import DataError, ModelError
 from tutelage.core.records import TokenBatch
 from tutelage.core.seeds import seed_for
 from tutelage.models import CausalLM, anatomy_of, layers_of
-from tutelage.students.clustering import Search, Sizes, balanced_assignment, balanced_k_means
+from tutelage.students.clustering import Quality, Sizes, balanced_assignment
 from tutelage.students.moe import (
     ClusteredSplit,
     Groups,
     Rerouting,
     RidgeFit,
     centroid_rows,
+    clustered,
     feed_forwards,
     inputs_of,
+    look_over,
     neuron_rows,
     rescaled,
     routers_of,
@@ -60,9 +62,7 @@ def reroute(
         teacher_layer(at, num_student=len(routers), num_teacher=len(layers))
         for at in range(len(routers))
     ]
-    clusters = {
-        at: _members(teacher, at, routers[0].shape[0], settings.split, seed) for at in set(origin)
-    }
+    clusters = _clusters(teacher, set(origin), routers[0].shape[0], settings.split, seed)
     fits = [RidgeFit() for _ in routers]
     likings = [_Correlation() for _ in routers]
     for batch in batches:
@@ -119,18 +119,21 @@ class _Correlation:
         return balanced_assignment(-found, [1] * found.shape[1])[0]
 
 
-def _members(
-    teacher: CausalLM, layer: int, num_experts: int, split: ClusteredSplit, seed: int
-) -> tuple[Int[Tensor, " _"], ...]:
-    """The teacher's neurons of each cluster; all are kept, sizes differ by one at most."""
-    neurons = feed_forwards(teacher)[layer]
-    rows = neuron_rows(neurons, split.rows, normalised=split.normalised)
-    search = Search(
-        seed=seed_for(seed, "split", layer),
-        num_starts=split.num_starts,
-        max_iterations=split.max_iterations,
-    )
-    return balanced_k_means(rows, Sizes.equal(neurons.num_neurons, num_experts), search).members
+def _clusters(
+    teacher: CausalLM, wanted: Collection[int], num_experts: int, split: ClusteredSplit, seed: int
+) -> dict[int, tuple[Int[Tensor, " _"], ...]]:
+    """The teacher's neurons of each cluster, for each of those layers; all neurons are kept."""
+    found: dict[int, tuple[Tensor, ...]] = {}
+    quality: list[Quality] = []
+    for at in sorted(wanted):
+        neurons = feed_forwards(teacher)[at]
+        rows = neuron_rows(neurons, split.rows, normalised=split.normalised)
+        sizes = Sizes.within(neurons.num_neurons, num_experts, split.size_tolerance)
+        clusters, how_good = clustered(rows, split, sizes, seed_for(seed, "split", at))
+        found[at] = clusters.members
+        quality.append(how_good)
+    look_over(quality, split)
+    return found
 
 
 def _masses(

@@ -5,6 +5,7 @@
 by turns: the cheapest assignment with these sizes, exactly, then the mean of every cluster.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, final
@@ -59,6 +60,17 @@ class Sizes:
             smallest=num_rows // num_clusters,
             largest=-(-num_rows // num_clusters),
         )
+
+    @staticmethod
+    def within(num_rows: int, num_clusters: int, tolerance: float) -> "Sizes":
+        """At most that fraction of the fair size away from it, and at least one row each.
+
+        Where the fair size is no whole number, its two neighbours are always allowed.
+        """
+        fair = num_rows / num_clusters
+        smallest = min(math.floor(fair), math.ceil(fair * (1 - tolerance)))
+        largest = max(math.ceil(fair), math.floor(fair * (1 + tolerance)))
+        return Sizes(num_clusters=num_clusters, smallest=max(1, smallest), largest=largest)
 
     def near(self, wished: Sequence[int]) -> list[int]:
         """Sizes within the bounds that add up to as many, changed as little as may be.

@@ -8,7 +8,7 @@ from tutelage.students.moe.activations import (
     strongest_marks,
     target_shares,
 )
-from tutelage.students.moe.making import Upcycled, make_upcycled, needs_calibration
+from tutelage.students.moe.making import Upcycled, look_over, make_upcycled, needs_calibration
 from tutelage.students.moe.neurons import (
     FeedForward,
     feed_forward_blocks,
@@ -34,6 +34,7 @@ from tutelage.students.moe.settings import (
     ZeroRouter,
 )
 from tutelage.students.moe.shape import ExpertShape, shape_of, upcycled_config
+from tutelage.students.moe.splits import clustered
 from tutelage.students.moe.upcycle import Groups, equal_gate, gate_scale, upcycle
 from tutelage.students.moe.watching import all_experts, counted, routers_of
 
@@ -58,6 +59,7 @@ __all__ = [
     "ZeroRouter",
     "all_experts",
     "centroid_rows",
+    "clustered",
     "counted",
     "equal_gate",
     "feed_forward_blocks",
@@ -66,6 +68,7 @@ __all__ = [
     "gate_scale",
     "group_means",
     "inputs_of",
+    "look_over",
     "make_upcycled",
     "mean_activations",
     "needs_calibration",

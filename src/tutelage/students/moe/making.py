@@ -99,7 +99,7 @@ def make_upcycled(
         if advance is not None:
             advance(at + 1)
     if isinstance(plan.split, ClusteredSplit):
-        _look_over(quality, plan.split)
+        look_over(quality, plan.split)
     routers = router_rows(dense, groups, plan, calibration, seed=seed)
     lm = upcycle(dense, plan, groups, routers, seed=seed)
     return Upcycled(lm=lm, shape=shape, groups=tuple(groups), quality=tuple(quality))
@@ -128,7 +128,7 @@ def _marks(
     return [marks.to(torch.float32) for marks in marked]
 
 
-def _look_over(quality: Sequence[Quality], split: ClusteredSplit) -> None:
+def look_over(quality: Sequence[Quality], split: ClusteredSplit) -> None:
     """Say, or refuse, that clusters are hardly any; one line for all layers."""
     poor = [
         (at, text)

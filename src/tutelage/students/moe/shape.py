@@ -1,6 +1,5 @@
 """The shape of a mixture of experts, from the dense model's config and what is asked of it."""
 
-import math
 from dataclasses import dataclass
 from typing import final
 
@@ -8,6 +7,7 @@ from transformers import PretrainedConfig
 
 from tutelage.core.errors import ConfigError
 from tutelage.models import host_config, host_of
+from tutelage.students.clustering import Sizes
 from tutelage.students.moe.settings import ClusteredSplit, Copies, DropCopies, Upcycling
 
 _KERNEL_MULTIPLE = 8
@@ -72,18 +72,15 @@ def shape_of(dense: PretrainedConfig, plan: Upcycling) -> ExpertShape:
     if num_neurons % parts and (tolerance == 0 or num_neurons < parts):
         raise _indivisible(plan, num_neurons)
     num_shared = plan.shared * (num_neurons // parts)
-    fair = (num_neurons - num_shared) / plan.experts
-    # Where the fair share is no whole number, its two neighbours are always allowed.
-    smallest = min(math.floor(fair), math.ceil(fair * (1 - tolerance)))
-    largest = max(math.ceil(fair), math.floor(fair * (1 + tolerance)))
+    sizes = Sizes.within(num_neurons - num_shared, plan.experts, tolerance)
     return ExpertShape(
         num_neurons=num_neurons,
         num_experts=plan.experts,
         num_active=plan.active,
         num_shared=num_shared,
-        smallest=max(1, smallest),
-        largest=largest,
-        width=_rounded(largest),
+        smallest=sizes.smallest,
+        largest=sizes.largest,
+        width=_rounded(sizes.largest),
         copied=False,
     )
 

@@ -63,12 +63,13 @@ def groups_of_layer(
     match plan.split:
         case ClusteredSplit() as split:
             rows = neuron_rows(neurons, split.rows, normalised=split.normalised)[rest]
-            clusters = _clustered(rows, split, sizes, seed)
+            clusters, quality = clustered(rows, split, sizes, seed)
         case CoActivationSplit(max_iterations=max_iterations):
             assert marks is not None  # noqa: S101 - whoever asks has measured them
             rows = marks[rest].float()
             search = Search(seed=seed, max_iterations=max_iterations)
             clusters = balanced_k_means(rows, sizes, search)
+            quality = quality_of(rows, clusters, num_probes=_NUM_PROBES)
         case RandomSplit():
             generator = torch.Generator().manual_seed(seed_for(seed, "deal"))
             order = rest[torch.randperm(len(rest), generator=generator)]
@@ -77,19 +78,20 @@ def groups_of_layer(
             assert isinstance(plan.split, ContiguousSplit)  # noqa: S101 - copies were met above
             return _dealt(rest, shape, shared), None
     experts = tuple(rest[members] for members in clusters.members)
-    return Groups(experts=experts, shared=shared), quality_of(
-        rows, clusters, num_probes=_NUM_PROBES
-    )
+    return Groups(experts=experts, shared=shared), quality
 
 
-def _clustered(
+def clustered(
     rows: Float[Tensor, "F X"], split: ClusteredSplit, sizes: Sizes, seed: int
-) -> Clusters:
+) -> tuple[Clusters, Quality]:
+    """Groups of alike rows, found in the way that the settings name, and how good they are."""
     search = Search(seed=seed, num_starts=split.num_starts, max_iterations=split.max_iterations)
     solve: Solver = balanced_k_means if split.solver == "lloyd" else constrained_k_means
     if split.merge_from is None:
-        return solve(rows, sizes, search)
-    return merged_k_means(rows, sizes, split.merge_from, search, solve=solve)
+        clusters = solve(rows, sizes, search)
+    else:
+        clusters = merged_k_means(rows, sizes, split.merge_from, search, solve=solve)
+    return clusters, quality_of(rows, clusters, num_probes=_NUM_PROBES)
 
 
 def _dealt(order: Int[Tensor, " rest"], shape: ExpertShape, shared: Int[Tensor, " _"]) -> Groups:
