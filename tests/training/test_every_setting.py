@@ -76,6 +76,7 @@ CHANGES: dict[str, tuple[Any, Callable[[Path, TrainingSettings], Any]]] = {
     "cut_batch_by": ("rows", cut_up),
     "micro_batch_tokens": (20, forward_passes),
     "learning_rate": (1e-3, trajectory),
+    "learning_rate_factors": ({"model.embed_tokens.*": 0.1}, trajectory),
     "schedule": ("linear", trajectory),
     "warmup_steps": (2, trajectory),
     "final_learning_rate_share": (0.5, trajectory),

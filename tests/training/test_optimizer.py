@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.training.tiny_runs import settings, student
-from tutelage.core.errors import ModelError
+from tutelage.core.errors import ConfigError, ModelError
 from tutelage.training.optimizer import build_optimizer, set_learning_rate
 
 
@@ -32,6 +32,27 @@ def test_every_group_gets_the_clocks_learning_rate() -> None:
     optimizer = build_optimizer(student(), settings())
     set_learning_rate(optimizer, 0.125)
     assert {group["lr"] for group in optimizer.param_groups} == {0.125}
+
+
+def test_the_first_pattern_that_matches_a_name_sets_its_rate_and_decay_stays() -> None:
+    lm = student()
+    factors = {"model.layers.1.*": 0.5, "*.mlp.*": 0.01}
+    optimizer = build_optimizer(lm, settings(learning_rate_factors=factors, weight_decay=0.1))
+    set_learning_rate(optimizer, 0.5)
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in lm.named_parameters():
+        factor = 0.5 if "layers.1." in name else 0.01 if ".mlp." in name else 1.0
+        assert group_of[id(parameter)]["lr"] == 0.5 * factor, name
+        assert group_of[id(parameter)]["weight_decay"] == (0.1 if parameter.dim() > 1 else 0), name
+    assert len(group_of) == len(list(lm.parameters()))
+
+
+def test_a_pattern_of_nothing_that_is_trained_is_refused() -> None:
+    lm = student()
+    for parameter in lm.model.model.layers[0].parameters():
+        parameter.requires_grad_(requires_grad=False)
+    with pytest.raises(ConfigError, match=r"has 'model\.layers\.0\.\*', which no trained"):
+        build_optimizer(lm, settings(learning_rate_factors={"model.layers.0.*": 0.1}))
 
 
 def test_half_precision_weights_are_refused_with_the_way_out() -> None:

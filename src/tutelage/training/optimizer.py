@@ -1,12 +1,17 @@
 """AdamW as this package sets it up: fused, and decaying only what should decay."""
 
+import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from tutelage.core.errors import ModelError
+from tutelage.core.errors import ConfigError, ModelError
 from tutelage.training.settings import TrainingSettings
+
+FACTOR = "learning_rate_factor"
+"""Where a group of AdamW's keeps what its learning rate is multiplied by."""
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
@@ -16,6 +21,7 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
     what the layer computes, not how large its weights grow.
 
     Raises:
+        ConfigError: a learning rate's pattern matches nothing that is trained.
         ModelError: nothing can be trained, or a trainable weight is kept in half precision, where
             most updates are too small to change it.
     """
@@ -34,14 +40,14 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
                 "to compute in bfloat16."
             )
             raise ModelError(message)
-    decaying = [p for p in trainable.values() if p.dim() > 1]
-    exempt = [p for p in trainable.values() if p.dim() <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decaying, "weight_decay": settings.weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    factors = _factors(trainable, settings)
+    for name, parameter in trainable.items():
+        decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+        empty = {"params": [], "weight_decay": decay, FACTOR: factors[name]}
+        groups.setdefault((factors[name], decay), empty)["params"].append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        list(groups.values()),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.epsilon,
@@ -50,9 +56,30 @@ def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Give every group the clock's learning rate."""
+    """Give every group the clock's learning rate, times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group[FACTOR]
+
+
+def _factors(names: Iterable[str], settings: TrainingSettings) -> dict[str, float]:
+    """What each parameter's learning rate is multiplied by.
+
+    The settings speak of a transformers model's names, without the wrapper around it.
+    """
+    found = dict.fromkeys(names, 1.0)
+    open_ = set(found)
+    for pattern, factor in settings.learning_rate_factors.items():
+        matched = {n for n in found if fnmatch.fnmatchcase(n.removeprefix("model."), pattern)}
+        if not matched:
+            example = next(iter(found)).removeprefix("model.")
+            message = (
+                f"training.learning_rate_factors has {pattern!r}, which no trained parameter "
+                f"matches; it must match some, such as {example}. Correct the pattern."
+            )
+            raise ConfigError(message)
+        found.update(dict.fromkeys(matched & open_, factor))
+        open_ -= matched
+    return found
 
 
 def _word(dtype: torch.dtype) -> str:

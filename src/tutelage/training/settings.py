@@ -1,9 +1,10 @@
 """What a run may choose about its steps; impossible choices cannot be written."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, final
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from tutelage.core.settings import Settings
 from tutelage.objectives import TokenWeighting
@@ -37,6 +38,12 @@ class TrainingSettings(Settings):
 
     learning_rate: Annotated[float, Gt(0)] = 1e-4
     """The highest one, right after the warm-up."""
+    learning_rate_factors: Mapping[str, Annotated[float, Gt(0)]] = Field(
+        default_factory=dict[str, float]
+    )
+    """Parameters that learn faster or slower than the others, by patterns of their names, such as
+    {"model.layers.*.mlp.gate.weight": 0.02}; the first pattern that matches counts. A pattern that
+    matches nothing that is trained is an error."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls from the end of the warm-up to the end of the run."""
     warmup_steps: NonNegativeInt = 0
