@@ -18,9 +18,12 @@ from tutelage.objectives.policies import DrGrpo, Grpo
 from tutelage.recipes.assemble import assemble, make_student, make_trainer
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import Recipe, from_tree, load, to_tree, to_yaml
+from tutelage.recipes.making.request import Source
+from tutelage.recipes.making.upcycle import upcycle_model
 from tutelage.recipes.narrator import Advance, Narrator, Silence
 from tutelage.recipes.rewarded import policy_of
-from tutelage.recipes.run import run_recipe
+from tutelage.recipes.run import Outcome, run_recipe
+from tutelage.students import UpcycledStudent
 
 
 @final
@@ -240,33 +243,39 @@ def test_the_small_presets_of_padd_follow_each_other(tmp_path: Path) -> None:
         "evaluation.num_token_rows=0",
         "report.enabled=false",
     )
-    base = run_recipe(load("reasoning_base", [f"output={tmp_path / 'base'}", *few]))
-    written = (f"student.model={base.student}", "evaluation.written_rows=4", *few)
-    taught = run_recipe(load("padd_small_teacher", [f"output={tmp_path / 'teacher'}", *written]))
-    outcome = run_recipe(
-        load(
-            "padd_small",
-            [f"output={tmp_path / 'padd'}", f"teacher.model={taught.student}", *written],
-        )
+
+    def ran(preset: str, *words: str) -> Outcome:
+        return run_recipe(load(preset, [f"output={tmp_path / preset}", *words, *few]))
+
+    written = "evaluation.written_rows=4"
+    base = ran("reasoning_base")
+    dense = ran("padd_small_teacher", f"student.model={base.student}", written).student
+    experts = Source(
+        model=str(dense),
+        output=tmp_path / "moe",
+        calibration="preset:reasoning_base.jsonl",
+        num_rows=8,
     )
+    upcycle_model(experts, UpcycledStudent(experts=8, active=2))
+    teacher = f"teacher.model={dense}"
+    warm = ran("padd_small_warm_up", f"student.model={tmp_path / 'moe'}", teacher)
+    without = f"student.model={warm.folder / 'baselines' / 'no_stage_one' / 'student'}"
+    others = [f"baselines.{name}.{without}" for name in ("no_stage_one", "grpo", "online_kd")]
+    outcome = ran("padd_small", f"student.model={warm.student}", teacher, written, *others)
     names = [row["name"] for row in outcome.summary["rows"]]
-    assert names == [
-        *("before", "grpo", "gspo", "gmpo", "online_kd", "literal", "distilled", "teacher")
-    ]
+    stages = ("no_stage_one", "no_stage_two", "no_stage_three", "no_stage_four")
+    assert names == ["before", *stages, "grpo", "online_kd", "distilled", "teacher"]
     for line in logged(outcome.folder):
-        assert {
-            "policy_loss",
-            "distill_loss",
-            "silent_batches" if "reward" in line else "loss",
-        } <= (line.keys())
+        assert {"policy_loss", "distill_loss", "routing_shift", "router_bias"} <= line.keys()
     for line in logged(outcome.folder / "baselines" / "grpo"):
         assert "distill_loss" not in line
-        assert "clip_fraction" in line
+        assert {"clip_fraction", "router_loss"} <= line.keys()
 
 
+@pytest.mark.parametrize("balance", ["none", "reward_bias", "switch_loss"])
 @pytest.mark.parametrize("policy", ["{kind: pr_grpo, replay_routing: true}", "rspo"])
 def test_a_mixture_of_experts_learns_by_a_policy_that_hears_its_routers(
-    data: str, tmp_path: Path, policy: str
+    data: str, tmp_path: Path, policy: str, balance: str
 ) -> None:
     folder = tmp_path / "mixture"
     tiny_moe_model("qwen3_moe").save_pretrained(folder)
@@ -277,6 +286,7 @@ def test_a_mixture_of_experts_learns_by_a_policy_that_hears_its_routers(
         f"student={{kind: loaded, model: {folder}}}",
         "move=reward_temperature",
         f"policy={policy}",
+        f"routing={{balance: {{kind: {balance}}}}}",
         "training.reduction=sequence_mean",
         "training.updates_per_batch=2",
         "baselines={without_iii: {policy: {kind: grpo}}, vanilla: {objective: policy_gradient}}",

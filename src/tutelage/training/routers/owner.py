@@ -84,14 +84,17 @@ class RouterOwner:
         """What the last step did, layer by layer, for reports."""
 
     def coming(self, rows: Sequence[Rollout], *, rank: int) -> None:
-        """The rows of the next forward pass, as they came, and who reads them."""
+        """The rows of the next forward pass, as they came, and who reads them.
+
+        A probe begins here, where nobody listens to the routers yet.
+        """
         self._rows, self._rank = rows, rank
+        if self._probe is not None:
+            self._probe.begin()
 
     @contextmanager
     def reading(self, batch: TokenBatch) -> Generator[None]:
         """Around the student's forward pass over a micro-batch that is trained on."""
-        if self._probe is not None:
-            self._probe.begin()
         tap = RouterTap(self._lm, with_gradient=balance_term(self._settings.balance) is not None)
         with ExitStack() as stack:
             if self._settings.mode != "route":
