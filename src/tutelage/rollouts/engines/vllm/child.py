@@ -13,7 +13,7 @@ from typing import final
 import httpx2
 
 from tutelage.core.errors import MissingDependencyError, ModelError
-from tutelage.rollouts.engines.vllm.server import VllmServer
+from tutelage.rollouts.engines.vllm.server import EXTENSION, INSIDE, VllmServer
 from tutelage.rollouts.engines.vllm.settings import VllmSettings
 
 VARIABLE = "TUTELAGE_VLLM_PYTHON"
@@ -82,17 +82,17 @@ class VllmChild:
             "--dtype", dtype, "--max-model-len", str(room),
             "--logprobs-mode", "processed_logprobs",
             "--kv-cache-memory-bytes", str(int(settings.cache_gigabytes * _GIGABYTE)),
+            "--worker-extension-cls", EXTENSION,
             "--disable-uvicorn-access-log",
             *settings.arguments,
         ]  # fmt: skip
-        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603  a command of ours
                 [sys.executable, str(_KEEPER), str(folder), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**inherited, **_ENVIRONMENT},
+                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(INSIDE)},
                 start_new_session=True,
             )
         transport = httpx2.HTTPTransport(uds=str(socket))
@@ -102,7 +102,7 @@ class VllmChild:
             timeout=settings.timeout_seconds,
             trust_env=False,
         )
-        self.server = VllmServer("the run's own vLLM", client)
+        self.server = VllmServer("The run's own vLLM", client)
 
     def wait(self) -> None:
         """Until it answers.

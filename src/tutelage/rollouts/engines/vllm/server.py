@@ -19,6 +19,9 @@ _LOWEST = -9999.0
 _LATER = frozenset({429, 502, 503, 504})
 _BROKEN = 500
 _MISSING = 404
+EXTENSION = "tutelage_worker.TakesWeights"
+INSIDE = Path(__file__).with_name("inside")
+"""Where vLLM's Python finds it."""
 _HOW_TO_START = (
     "Start it with VLLM_SERVER_DEV_MODE=1 in its environment and --logprobs-mode "
     "processed_logprobs, and let nobody else reach it."
@@ -59,6 +62,7 @@ class VllmServer:
         self.name = name
         self._client = client
         self._model: str | None = None
+        self._takes_by = "reload_weights"
 
     def close(self) -> None:
         """Hang up."""
@@ -81,13 +85,22 @@ class VllmServer:
         if self._model is not None:
             return
         model = str(self._get("/v1/models")["data"][0]["id"])
-        config = self._get("/server_info?config_format=json")["vllm_config"]["model_config"]
-        mode = config["logprobs_mode"]
+        config = self._get("/server_info?config_format=json")["vllm_config"]
+        mode = config["model_config"]["logprobs_mode"]
         plain = sampling.temperature == 1 and sampling.top_p == 1 and sampling.top_k is None
         if mode != "processed_logprobs" and not (mode == "raw_logprobs" and plain):
             raise ConfigError(
                 f"{self.name} reports {mode}; it must be processed_logprobs, the log-probabilities "
                 f"that tokens are drawn with, at temperature, top-p and top-k. {_HOW_TO_START}"
+            )
+        if config["parallel_config"]["worker_extension_cls"] == EXTENSION:
+            self._takes_by = "take_weights"
+        elif config["device_config"]["device"] == "cpu":
+            raise ConfigError(
+                f"{self.name} computes on a CPU without our extension; it must have it, for vLLM "
+                "0.32 alone would keep the first weights of tied heads and of experts there. Start "
+                f"it with PYTHONPATH={INSIDE} and --worker-extension-cls {EXTENSION}, or set "
+                "rollouts.vllm.mode: colocate."
             )
         self._model = model
 
@@ -106,7 +119,7 @@ class VllmServer:
             ModelError: it cannot read them, or keeps answering under the old ones.
             ServerAwayError: it does not answer.
         """
-        request = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        request = {"method": self._takes_by, "kwargs": {"weights_path": str(folder)}}
         self._post("/collective_rpc", request)
         reset = self._post("/reset_prefix_cache", {})
         if not reset.get("success"):
