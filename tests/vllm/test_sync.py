@@ -15,7 +15,7 @@ from tutelage.rollouts.engines import Sampling
 pytestmark = pytest.mark.vllm
 
 SAMPLING = Sampling(max_completion_tokens=24)
-SAME = 2e-5
+SAME = 5e-5
 OTHER = 0.01
 
 
@@ -68,7 +68,7 @@ def test_between_syncs_it_writes_with_weights_as_old_as_the_log_says(vllm_server
 
 def test_an_adapter_writes_along(vllm_server: Server) -> None:
     engine, lm = vllm_server.engine(), student()
-    add_lora(lm, rank=4, alpha=8, dropout=0.0, targets=None, seed=0)
+    add_lora(lm, rank=4, alpha=8.0, dropout=0.0, targets=None, seed=0)
     with torch.no_grad():
         for name, parameter in lm.named_parameters():
             if "lora_B" in name:
@@ -155,6 +155,7 @@ def test_weights_lie_where_the_settings_say_and_are_gone_afterwards(
 
 def test_a_student_of_another_shape_is_refused_by_name(vllm_server: Server) -> None:
     engine = vllm_server.engine()
-    with pytest.raises(ModelError, match=r"The vLLM at http.* fails at /collective_rpc"):
+    # vLLM itself takes what it can of these weights, and says nothing.
+    with pytest.raises(ModelError, match=r"The vLLM at http.* nats from the student"):
         write(engine, student(intermediate_size=160), SAMPLING)
     engine.close()

@@ -42,6 +42,7 @@ from tutelage.recipes.rows import (
     RolloutScribe,
     Rows,
     Writers,
+    engine_identity,
     make_judge,
     make_rollouts,
     make_vllm,
@@ -310,9 +311,10 @@ def make_trainer(
 
 
 def _identity(recipe: Recipe, work: Work) -> dict[str, Any]:
-    """Who teaches and how experts are routed, so that a run goes on with nothing else unnoticed."""
+    """Who teaches, how experts are routed and whether vLLM writes: a run goes on with no other."""
     routing = {} if recipe.routing is None else recipe.routing.model_dump(mode="json")
-    return {**dotted("routing", routing), **_who_teaches(recipe, work)}
+    engine = engine_identity(recipe)
+    return {**dotted("routing", routing), **_who_teaches(recipe, work), **engine}
 
 
 def _who_teaches(recipe: Recipe, work: Work) -> dict[str, Any]:

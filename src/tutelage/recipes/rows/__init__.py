@@ -3,6 +3,7 @@
 from tutelage.recipes.rows.engines import (
     EngineCloser,
     contradictions_of_engine,
+    engine_identity,
     make_vllm,
     watched,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "contradictions_of_engine",
     "data_source",
     "described",
+    "engine_identity",
     "formatter",
     "make_judge",
     "make_rollouts",

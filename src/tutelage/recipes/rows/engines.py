@@ -1,7 +1,7 @@
 """vLLM as a recipe asks for it: what contradicts it, and the engine itself."""
 
 from collections.abc import Iterator
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -11,6 +11,8 @@ from tutelage.recipes.config import Recipe
 from tutelage.rollouts import WritingSettings
 from tutelage.rollouts.engines import VllmEngine, VllmSettings
 from tutelage.training import Ended, Event, Ranks, TrainingSettings
+
+_HOTTEST = 2.0
 
 
 def contradictions_of_engine(recipe: Recipe) -> Iterator[str]:
@@ -23,6 +25,11 @@ def contradictions_of_engine(recipe: Recipe) -> Iterator[str]:
         )
     if not isinstance(settings, WritingSettings) or settings.engine != "vllm":
         return
+    if settings.temperature > _HOTTEST:
+        yield (
+            f"rollouts.temperature is {settings.temperature:g}, and rollouts.engine is vllm, whose "
+            f"API takes at most {_HOTTEST:g}. Lower it, or set rollouts.engine: auto."
+        )
     if recipe.routing is not None and recipe.routing.moves_bias:
         yield (
             f"rollouts.engine is vllm, and routing.balance.kind is {recipe.routing.balance.kind}, "
@@ -56,6 +63,15 @@ def make_vllm(recipe: Recipe, student: CausalLM, ranks: Ranks) -> VllmEngine | N
         dtype=torch.bfloat16 if half else student.dtype,
         room=min(wanted, most) if most else wanted,
     )
+
+
+def engine_identity(recipe: Recipe) -> dict[str, Any]:
+    """What a resumed run must agree on: our own engines draw alike, vLLM does not."""
+    rollouts = recipe.rollouts
+    if not isinstance(rollouts, WritingSettings) or rollouts.engine != "vllm":
+        return {}
+    settings = rollouts.vllm or VllmSettings()
+    return {"rollouts.engine": "vllm", "rollouts.vllm.sync_every": settings.sync_every}
 
 
 def watched(recipe: Recipe) -> TrainingSettings:

@@ -2,8 +2,11 @@
 
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -63,7 +66,7 @@ class VllmChild:
     """A server on a socket in a folder of ours, which nobody else can open.
 
     Args:
-        folder: private; it is removed when the run ends.
+        folder: of weights, which go with the server should the run be killed.
         model: inside of it, the config and first weights.
         dtype: what vLLM computes in.
         room: the longest prompt with its completion.
@@ -72,12 +75,13 @@ class VllmChild:
     def __init__(
         self, settings: VllmSettings, folder: Path, model: Path, *, dtype: str, room: int
     ) -> None:
-        self._log = folder / "vllm.log"
+        # Not where the weights are: the path of a socket may not be long.
+        self._own = Path(tempfile.mkdtemp(prefix="tutelage-vllm-"))
+        self._log, self._socket = self._own / "vllm.log", self._own / "socket"
         self._patience = settings.patience_seconds
-        socket = folder / "socket"
         command = [
             str(vllm_python(settings)), "-m", "vllm.entrypoints.openai.api_server",
-            "--model", str(model), "--served-model-name", "student", "--uds", str(socket),
+            "--model", str(model), "--served-model-name", "student", "--uds", str(self._socket),
             "--skip-tokenizer-init", "--generation-config", "vllm",
             "--dtype", dtype, "--max-model-len", str(room),
             "--logprobs-mode", "processed_logprobs",
@@ -88,14 +92,16 @@ class VllmChild:
         ]  # fmt: skip
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603  a command of ours
-                [sys.executable, str(_KEEPER), str(folder), *command],
+                [sys.executable, str(_KEEPER), str(folder), str(self._own), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(INSIDE)},
                 start_new_session=True,
             )
-        transport = httpx2.HTTPTransport(uds=str(socket))
+        transport = httpx2.HTTPTransport(
+            uds=str(self._socket), limits=httpx2.Limits(max_connections=None)
+        )
         client = httpx2.Client(
             transport=transport,
             base_url="http://vllm",
@@ -111,7 +117,7 @@ class VllmChild:
             ModelError: it ended instead, or took too long.
         """
         deadline = time.monotonic() + self._patience
-        while not self.server.is_up():
+        while not (self._listens() and self.server.is_up()):
             self.refuse_dead()
             if time.monotonic() > deadline:
                 raise ModelError(
@@ -119,6 +125,11 @@ class VllmChild:
                     f"start in that time. Raise rollouts.vllm.patience_seconds. {self._last_words}"
                 )
             time.sleep(_POLL_SECONDS)
+
+    def _listens(self) -> bool:
+        # Asked by hand: the client leaves a socket open that nobody listens to.
+        with socket.socket(socket.AF_UNIX) as one:
+            return one.connect_ex(str(self._socket)) == 0
 
     def refuse_dead(self) -> None:
         """Go on only if it runs.
@@ -144,6 +155,7 @@ class VllmChild:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        shutil.rmtree(self._own, ignore_errors=True)
 
     @property
     def _last_words(self) -> str:

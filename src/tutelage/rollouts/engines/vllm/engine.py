@@ -18,6 +18,7 @@ from torch import Tensor
 from tutelage.core.errors import ModelError
 from tutelage.models import CausalLM
 from tutelage.rollouts.engines.completion import Completion, end_ids, refuse_bad_prompts
+from tutelage.rollouts.engines.hf import log_probabilities
 from tutelage.rollouts.engines.sampling import Sampling
 from tutelage.rollouts.engines.vllm.child import VllmChild, vllm_python
 from tutelage.rollouts.engines.vllm.server import Ask, ServerAwayError, VllmServer
@@ -27,6 +28,9 @@ from tutelage.rollouts.engines.vllm.weights import private_folder, read_weights,
 _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
+_PROOF_TOKENS = 64
+_LARGEST_GAP = 0.3
+"""Nats that two programs, one in half precision, may differ by on the average token."""
 _LARGEST_SEED = 2**63 - 1
 _KEY = "VLLM_API_KEY"
 
@@ -90,12 +94,22 @@ class VllmEngine:
         ruled_out = range(num_entries if num_real is None else num_real, num_entries)
         ask = Ask.of(sampling, end_ids(lm), ruled_out)
         self._renew(lm)
-        return self._patiently(lambda: self._written(prompts, seeds, ask))
+
+        def written() -> list[Completion]:
+            server = self._running()
+            server.check(sampling)
+            self._bring(server, lm, max(prompts, key=len))
+            return self._written(server, prompts, seeds, ask)
+
+        return self._patiently(written)
 
     @property
     def numbers(self) -> Mapping[str, float]:
         """For the log: how many steps behind the student it writes, and how often it was away."""
-        return {"engine_age_steps": self._age, "engine_retries": self._num_retries}
+        return {
+            "engine_age_steps": float(self._age),
+            "engine_retries": float(self._num_retries),
+        }
 
     def move(self, *, loss: float, step: int) -> None:  # noqa: ARG002  every clock is told
         """The student has moved once more."""
@@ -141,14 +155,35 @@ class VllmEngine:
             self._age = 0
         self._restored, self._version = None, f"tutelage-{uuid4().hex}"
 
-    def _written(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], ask: Ask
-    ) -> list[Completion]:
-        server = self._running()
-        server.check(ask.sampling)
+    def _bring(self, server: VllmServer, lm: CausalLM, ids: Sequence[int]) -> None:
+        """Give vLLM the weights unless it has them, and see that they have arrived.
+
+        Args:
+            ids: any that both models can score.
+        """
         assert self._version is not None  # noqa: S101  there are weights by now
-        if server.version() != self._version:
-            server.load(self._weights, self._version)
+        if server.version() == self._version:
+            return
+        server.load(self._weights, self._version)
+        ids = list(ids[:_PROOF_TOKENS])
+        if self._age or len(ids) < 2:  # noqa: PLR2004  the first id is not scored
+            return
+        told = torch.tensor(server.score(ids), dtype=torch.float64)
+        gap = float((told - log_probabilities(lm, ids).cpu()).abs().mean())
+        if not gap <= _LARGEST_GAP:
+            raise ModelError(
+                f"{server.name} was given the student's weights and is {gap:.2g} nats from the "
+                f"student on the average token of a prompt; it must be at most {_LARGEST_GAP}. Check "
+                "that it serves the student's own architecture, in the precision of the run."
+            )
+
+    def _written(
+        self,
+        server: VllmServer,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        ask: Ask,
+    ) -> list[Completion]:
         pool = ThreadPoolExecutor(min(len(prompts), ask.sampling.batch_rows))
         try:
             rows = range(len(prompts))

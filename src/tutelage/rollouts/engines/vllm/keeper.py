@@ -1,10 +1,10 @@
 """Runs a server for as long as somebody holds its standard input open, then takes it down.
 
 Started as a script between a run and its vLLM: however the run ends, kill -9 included, the pipe
-closes, the server and all of its processes go, and so does the folder with the weights. It may
-import nothing of this package.
+closes, the server and all of its processes go, and so do the folders with the weights and the
+socket. It may import nothing of this package.
 
-    python keeper.py FOLDER COMMAND...
+    python keeper.py FOLDER FOLDER COMMAND...
 """
 
 import os
@@ -19,7 +19,7 @@ _GRACE_SECONDS = 10
 _POLL_SECONDS = 0.1
 
 
-def main(folder: str, command: list[str]) -> int:
+def main(folders: list[str], command: list[str]) -> int:
     """Answers with the server's exit code."""
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)  # noqa: S603
     gone = threading.Event()
@@ -34,7 +34,8 @@ def main(folder: str, command: list[str]) -> int:
         pass
     _stop(server)
     if gone.is_set():
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
     return server.wait()
 
 
@@ -50,4 +51,4 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
 
 if __name__ == "__main__":
     # The code is not needed any more, and a thread still reads what keeps Python from ending.
-    os._exit(main(sys.argv[1], sys.argv[2:]) & 255)
+    os._exit(main(sys.argv[1:3], sys.argv[3:]) & 255)

@@ -160,6 +160,24 @@ class VllmServer:
         answer = self._post("/v1/completions", request)
         return self._completion(row, prompt, answer["choices"][0], ask)
 
+    def score(self, ids: Sequence[int]) -> list[float]:
+        """The log-probability of each id behind those before it, the first left out.
+
+        Raises:
+            ServerAwayError: it does not answer.
+        """
+        request = {
+            "model": self._model,
+            "prompt": list(ids),
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": 0,
+        }
+        found = self._post("/v1/completions", request)["choices"][0]["prompt_logprobs"]
+        return [
+            float(one[str(token)]["logprob"]) for token, one in zip(ids[1:], found[1:], strict=True)
+        ]
+
     def _completion(
         self, row: int, prompt: Sequence[int], choice: Mapping[str, Any], ask: Ask
     ) -> Completion:
