@@ -173,8 +173,8 @@ class VllmEngine:
         if not gap <= _LARGEST_GAP:
             raise ModelError(
                 f"{server.name} was given the student's weights and is {gap:.2g} nats from the "
-                f"student on the average token of a prompt; it must be at most {_LARGEST_GAP}. Check "
-                "that it serves the student's own architecture, in the precision of the run."
+                f"student on the average token of a prompt; it must be at most {_LARGEST_GAP}. "
+                "Check that it serves the student's own architecture, in the run's precision."
             )
 
     def _written(

@@ -23,13 +23,13 @@ class TakesWeights:
         """
         on_cpu = self.device.type == "cpu"
         modules = list(self.model_runner.get_model().modules()) if on_cpu else []
-        methods = {id(m): getattr(m, "quant_method", None) for m in modules}
-        for method in methods.values():
+        for module in modules:
+            method: Any = getattr(module, "quant_method", None)
             if getattr(method, "moe_kernel", None) is not None:
                 method.moe_kernel = None
         self.model_runner.reload_weights(weights_path=weights_path)
         for module in modules:
-            method, weight = methods[id(module)], getattr(module, "weight", None)
+            method = getattr(module, "quant_method", None)
             # Where the copy is all that is left, it has just been made from the files.
-            if "cpu_linear" in vars(module) and method is not None and weight.numel():
+            if "cpu_linear" in vars(module) and method is not None and module.weight.numel():
                 method.process_weights_after_loading(module)
