@@ -70,6 +70,15 @@ def test_tokens_that_are_not_trained_and_rows_that_nobody_drew_do_not_count() ->
     assert found["engine_drift_max"] == pytest.approx(0.3, abs=1e-5)
 
 
+def test_tokens_that_the_weighting_leaves_out_do_not_count() -> None:
+    rows = [
+        replace(row, sampled_logp=(5.0, *(shifted(row, 0.3).sampled_logp or ())[1:]))
+        for row in written()
+    ]
+    found = drift(rows, settings={"weighting": {"skip_first": 1}})
+    assert found["engine_drift_max"] == pytest.approx(0.3, abs=1e-5)
+
+
 def test_where_nobody_drew_anything_there_is_no_drift_to_tell() -> None:
     assert drift([replace(row, sampled_logp=None) for row in written()]) == {}
 
