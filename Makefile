@@ -7,8 +7,9 @@ PIP := $(BIN)/pip
 CONSTRAINTS := -c constraints.txt
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
+READY_VLLM := .venv-vllm/READY
 
-.PHONY: install dev demo check format lint types floors spelling test fast golden gpu evidence docs coverage benchmarks clean
+.PHONY: install dev vllm demo check format lint types floors spelling test test-vllm fast golden gpu evidence docs coverage benchmarks clean
 
 install: $(READY)
 
@@ -26,6 +27,12 @@ dev: $(READY_DEV)
 $(READY_DEV): $(READY)
 	$(PIP) install --quiet $(CONSTRAINTS) -e '.[dev]'
 	touch $@
+
+vllm: $(READY_VLLM)
+
+# In an environment of its own: it pins other versions than we do.
+$(READY_VLLM): scripts/install_vllm.sh
+	PYTHON=$(PYTHON) bash scripts/install_vllm.sh .venv-vllm
 
 demo: install
 	$(BIN)/tutelage demo
@@ -48,10 +55,15 @@ spelling: dev
 	$(BIN)/codespell src tests docs examples benchmarks README.md CONTRIBUTING.md CHANGELOG.md
 
 test: dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile -m 'not evidence and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --dist loadfile -m 'not evidence and not gpu and not vllm'
+	@if test -e $(READY_VLLM); then $(MAKE) test-vllm; else echo 'tests/vllm IS LEFT OUT: there is no vLLM; run make vllm'; fi
+
+# One server for all of them, so in one process.
+test-vllm: dev vllm
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m vllm tests/vllm
 
 fast: dev
-	$(BIN)/pytest -m 'not slow and not real and not evidence and not gpu'
+	$(BIN)/pytest -m 'not slow and not real and not evidence and not gpu and not vllm'
 
 golden: dev
 	$(BIN)/pytest -m golden
@@ -66,7 +78,7 @@ docs: dev
 	$(BIN)/pytest tests/house
 
 coverage: dev
-	$(BIN)/pytest -m 'not slow and not real and not evidence and not gpu' --cov --cov-report=term-missing
+	$(BIN)/pytest -m 'not slow and not real and not evidence and not gpu and not vllm' --cov --cov-report=term-missing
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

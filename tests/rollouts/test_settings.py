@@ -58,8 +58,46 @@ def test_imitkd_and_distillm_can_be_written() -> None:
     made(kind="replay", fresh_share=1, final_fresh_share=0)
 
 
-def test_an_engine_is_one_of_three() -> None:
+def test_an_engine_is_one_of_four() -> None:
     assert made(kind="student").engine == "auto"
     assert made(kind="teacher", engine="slots").engine == "slots"
-    with pytest.raises(ValidationError, match="'auto', 'slots' or 'hf'"):
-        made(kind="student", engine="vllm")
+    assert made(kind="student", engine="vllm").vllm is None
+    with pytest.raises(ValidationError, match="'auto', 'slots', 'hf' or 'vllm'"):
+        made(kind="student", engine="sglang")
+
+
+SERVER = {"mode": "server", "url": "http://127.0.0.1:8000"}
+
+
+@pytest.mark.parametrize("vllm", [{}, SERVER, {"arguments": ["--seed", "1"], "sync_every": 3}])
+def test_vllm_is_told_where_it_is_by_settings_of_one_mode(vllm: dict[str, Any]) -> None:
+    for kind in ("student", "mixed", "replay"):
+        settings = made(kind=kind, engine="vllm", vllm=vllm)
+        # What a run writes out in full can be read again.
+        assert made(**settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"vllm": {}}, "rollouts.vllm is given and rollouts.engine is auto; it must be null"),
+        ({"engine": "vllm", "vllm": {"mode": "server"}}, "url is missing, and mode is server"),
+        ({"engine": "vllm", "vllm": {"url": "http://x"}}, "url is http://x, and mode is colocate"),
+        ({"engine": "vllm", "vllm": {**SERVER, "python": "p"}}, "python is p, and mode is server"),
+        (
+            {"engine": "vllm", "vllm": {**SERVER, "cache_gigabytes": 3}},
+            "cache_gigabytes is 3.0, and mode is server",
+        ),
+        ({"engine": "vllm", "vllm": {"sync_every": 0}}, "greater than 0"),
+        ({"kind": "teacher", "engine": "vllm"}, "rollouts.kind is teacher, but vLLM is given"),
+        (
+            {"kind": "mixed", "otherwise": "teacher", "engine": "vllm"},
+            "rollouts.otherwise is teacher, but vLLM is given",
+        ),
+    ],
+)
+def test_settings_of_vllm_that_would_be_ignored_are_refused(
+    settings: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        made(**{"kind": "student", **settings})

@@ -38,19 +38,24 @@ from tutelage.recipes.routing import (
     refuse_dense,
 )
 from tutelage.recipes.rows import (
+    EngineCloser,
     RolloutScribe,
     Rows,
     Writers,
+    engine_identity,
     make_judge,
     make_rollouts,
+    make_vllm,
     prepare_rows,
     refuse_no_room,
+    watched,
     with_views,
     writes,
 )
 from tutelage.recipes.several import build_several
 from tutelage.recipes.teaching import build_teacher
 from tutelage.rollouts import WritingSettings
+from tutelage.rollouts.engines import VllmEngine
 from tutelage.students import (
     FreshStudent,
     PrunedStudent,
@@ -263,10 +268,18 @@ def make_trainer(
 ) -> Trainer:
     """Everything one optimiser step needs, from the recipe's settings."""
     teacher = None if work.teacher_model is None else work.teacher_model.lm
-    writers = Writers(student=student.lm, teacher=teacher, num_real=work.num_real(recipe))
+    vllm = make_vllm(recipe, student.lm, work.ranks)
+    writers = Writers(
+        student=student.lm, teacher=teacher, num_real=work.num_real(recipe), vllm=vllm
+    )
     rollouts = make_rollouts(recipe, work.rows.training, writers, work.ranks)
     if writes(recipe.rollouts):
         hooks = (*hooks, RolloutScribe(RunFolder(output).rollouts, work.tokenizer))
+    clocks: dict[str, AverageTeacher | VllmEngine] = {}
+    if isinstance(work.teacher, AverageTeacher):
+        clocks["teacher"] = work.teacher
+    if vllm is not None:
+        hooks, clocks["vllm"] = (*hooks, EngineCloser(vllm)), vllm
     routers = make_router_owner(recipe, student, work.rows.training, work.device)
     if routers is not None:
         path, num_steps = RunFolder(output).routers, recipe.training.num_steps
@@ -277,7 +290,7 @@ def make_trainer(
         teacher=work.teacher,
         objective=recipe.objective,
         rollouts=rollouts,
-        settings=recipe.training,
+        settings=watched(recipe),
         move=recipe.move,
         evaluate=evaluate,
         output=output,
@@ -291,16 +304,17 @@ def make_trainer(
         # Greedy tokens were drawn with certainty: nothing is divided by then.
         sampled_at=(sampling.temperature if sampling else 1.0) or 1.0,
         special_ids=work.tokenizer.all_special_ids,
-        clocks={"teacher": work.teacher} if isinstance(work.teacher, AverageTeacher) else {},
+        clocks=clocks,
         routers=routers,
         ranks=work.ranks,
     )
 
 
 def _identity(recipe: Recipe, work: Work) -> dict[str, Any]:
-    """Who teaches and how experts are routed, so that a run goes on with nothing else unnoticed."""
+    """Who teaches, how experts are routed and whether vLLM writes: a run goes on with no other."""
     routing = {} if recipe.routing is None else recipe.routing.model_dump(mode="json")
-    return {**dotted("routing", routing), **_who_teaches(recipe, work)}
+    engine = engine_identity(recipe)
+    return {**dotted("routing", routing), **_who_teaches(recipe, work), **engine}
 
 
 def _who_teaches(recipe: Recipe, work: Work) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tutelage.recipes.caching import contradictions_with_cache
 from tutelage.recipes.config import Recipe, baseline
 from tutelage.recipes.rewarded import contradictions_of_rewards
 from tutelage.recipes.routing.check import contradictions_of_routing
-from tutelage.recipes.rows import needs_completions, writes
+from tutelage.recipes.rows import contradictions_of_engine, needs_completions, writes
 from tutelage.recipes.several import contradictions_among
 from tutelage.recipes.teaching import SelfTeacherSettings, contradictions_of
 from tutelage.rollouts import (
@@ -58,6 +58,7 @@ def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from contradictions_among(recipe)
     yield from _of_teacher(recipe)
     yield from _of_writing(recipe)
+    yield from contradictions_of_engine(recipe)
     yield from contradictions_of_rewards(recipe)
     yield from _of_weighting(recipe)
     yield from _of_move(recipe.objective, recipe.move)

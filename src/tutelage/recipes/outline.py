@@ -118,7 +118,7 @@ def outline_of(recipe: Recipe) -> Outline:
     if isinstance(recipe.rollouts, WritingSettings):
         memory["keys and values while writing"] = _kept_while_writing(recipe, shape)
         # The slots lay the weights out anew, in the precision they compute in.
-        if recipe.rollouts.engine != "hf":
+        if recipe.rollouts.engine in ("auto", "slots"):
             memory["weights while writing"] = student.total * activation
     return Outline(
         student=student,

@@ -52,6 +52,11 @@ class MixedRollouts(PlacedRollouts):
 
     @property
     @override
+    def numbers(self) -> Mapping[str, float]:
+        return {**self._other.numbers, **self._one.numbers}
+
+    @property
+    @override
     def settings(self) -> Mapping[str, Any]:
         name = self._clock.name
         own = {name: self._clock.start, f"final_{name}": self._clock.end}

@@ -73,6 +73,11 @@ class ReplayRollouts(RolloutSource):
         return self._written.num_generated
 
     @property
+    @override
+    def numbers(self) -> Mapping[str, float]:
+        return self._written.numbers
+
+    @property
     def num_kept(self) -> int:
         """Rollouts in this rank's part of the buffer."""
         return len(self._buffer)

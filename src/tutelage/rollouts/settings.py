@@ -7,9 +7,14 @@ from annotated_types import Ge, Gt, Le
 from pydantic import Field, PositiveInt, model_validator
 
 from tutelage.core.settings import Settings
-from tutelage.rollouts.engines import EngineName, Sampling
+from tutelage.rollouts.engines import EngineName, Sampling, VllmSettings
 from tutelage.rollouts.replay import TrainOn
 from tutelage.rollouts.share import ShareClock
+
+_ONLY_STUDENT = (
+    "rollouts.engine is vllm and {}, but vLLM is given the student's weights alone; it must be "
+    "another engine then. Set rollouts.engine: auto, or let the student write."
+)
 
 PartOfRows: TypeAlias = Annotated[float, Ge(0), Le(1)]
 
@@ -73,7 +78,11 @@ class WritingSettings(RowSettings):
     """Who computes the completions; it changes their speed, and what is drawn by rounding alone.
     `slots`: ours, for Llama, Mistral, Qwen2 and Qwen3 (SmolLM2 is a Llama), which fills the place
     of a finished row at once. `hf`: transformers' generate, for every family. `auto`: slots where
-    they know the model, hf elsewhere."""
+    they know the model, hf elsewhere. `vllm`: a vLLM of the run's own or one that you have
+    started, for the student's completions; it draws other tokens from the same distribution."""
+    vllm: VllmSettings | None = None
+    """Who runs it, and how often it is given the student's weights; null with `engine: vllm` is a
+    vLLM of the run's own, given them after every step."""
     empty_completions: Literal["train", "skip"] = "train"
     """A completion that ends where it begins: train its end like any other token, or let it weigh
     nothing. Counted and named in rollouts.jsonl either way."""
@@ -88,6 +97,15 @@ class WritingSettings(RowSettings):
             top_k=self.top_k,
             batch_rows=self.batch_rows,
         )
+
+    @model_validator(mode="after")
+    def _vllm_only_where_it_writes(self) -> "WritingSettings":
+        if self.vllm is not None and self.engine != "vllm":
+            raise ValueError(
+                f"rollouts.vllm is given and rollouts.engine is {self.engine}; it must be null "
+                "then. Remove it, or set rollouts.engine: vllm."
+            )
+        return self
 
     @model_validator(mode="after")
     def _greedy_draws_from_nothing(self) -> "WritingSettings":
@@ -112,6 +130,12 @@ class TeacherRolloutSettings(WritingSettings):
 
     kind: Literal["teacher"] = "teacher"
 
+    @model_validator(mode="after")
+    def _vllm_has_the_student(self) -> "TeacherRolloutSettings":
+        if self.engine == "vllm":
+            raise ValueError(_ONLY_STUDENT.format("rollouts.kind is teacher"))
+        return self
+
 
 @final
 class MixedRolloutSettings(WritingSettings):
@@ -124,6 +148,12 @@ class MixedRolloutSettings(WritingSettings):
     """Where the share goes, in a straight line over the run's steps; null lets it stay."""
     otherwise: Literal["dataset", "teacher"] = "dataset"
     """Who completes the other rows."""
+
+    @model_validator(mode="after")
+    def _vllm_has_the_student(self) -> "MixedRolloutSettings":
+        if self.engine == "vllm" and self.otherwise == "teacher":
+            raise ValueError(_ONLY_STUDENT.format("rollouts.otherwise is teacher"))
+        return self
 
     def clock(self) -> ShareClock:
         """The share as it stands before the first step."""

@@ -41,6 +41,11 @@ class RolloutSource(ABC):
         return ()
 
     @property
+    def numbers(self) -> Mapping[str, float]:
+        """More for the log about the rows of the last `take`, in this process."""
+        return {}
+
+    @property
     def num_generated(self) -> int:
         """Tokens that models have written for this source, in this process."""
         return 0

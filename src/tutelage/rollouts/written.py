@@ -1,7 +1,7 @@
 """Rollouts that a model writes while the student trains: the student itself, or the teacher."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -29,7 +29,9 @@ class Writing:
     skip_empty: bool = False
     """Train nothing of a completion that ends where it begins; otherwise its end is trained."""
     engine: Engine = write
-    """Who completes prompts; the fastest that knows the model. Changes no draw."""
+    """Who completes prompts; the fastest that knows the model. Of those, it changes no draw."""
+    numbers: Callable[[], Mapping[str, float]] = dict[str, float]
+    """What the engine has to say for the log."""
 
 
 class ModelRollouts(PlacedRollouts):
@@ -67,6 +69,11 @@ class ModelRollouts(PlacedRollouts):
     @override
     def num_generated(self) -> int:
         return self._num_generated
+
+    @property
+    @override
+    def numbers(self) -> Mapping[str, float]:
+        return self._writing.numbers()
 
     @property
     @override

@@ -111,7 +111,7 @@ class Collector:
         before, started = self._source.num_generated, time.perf_counter()
         rows = self._take()
         effort = (self._source.num_generated - before, time.perf_counter() - started)
-        numbers = {**shares, **self._written(rows, *effort)}
+        numbers = {**shares, **self._source.numbers, **self._written(rows, *effort)}
         if self._judge is not None:
             rows = self._judged(rows, self._judge)
             numbers |= self._rewards(rows)

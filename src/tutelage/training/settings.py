@@ -76,6 +76,11 @@ class TrainingSettings(Settings):
     loss_megabytes: PositiveInt = 256
     """About how much memory the fused loss may take for scores."""
 
+    measure_drift: bool | None = None
+    """Compare, token by token, the student's log-probabilities with those that its completions
+    were drawn with: `engine_drift`, `engine_drift_max` and `engine_kl` in the log, for one more
+    pass through the head. null: where rollouts.engine is vllm and all tokens can be drawn."""
+
     evaluate_first: bool = True
     """Evaluate before the first step, so that curves begin where the student began."""
     evaluate_every: PositiveInt | None = None
@@ -138,6 +143,7 @@ class TrainingSettings(Settings):
     def shaping(self) -> dict[str, object]:
         """The settings that decide where the weights go: a resumed run may not change them."""
         watching = {
+            "measure_drift",
             "evaluate_first",
             "evaluate_every",
             "save_every",

@@ -21,7 +21,7 @@ from tutelage.core.targets import (
 from tutelage.objectives.reduce import token_weights
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.collect import MicroBatch, Window
-from tutelage.training.losses import Comparison, LossModule, labels_only
+from tutelage.training.losses import Comparison, LossModule, drift_numbers, labels_only
 from tutelage.training.metrics import StepTotals
 from tutelage.training.policy import MEASURES, Distilled, OldTokens, named_measures
 from tutelage.training.ranks import Ranks
@@ -85,6 +85,7 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         routers = {} if self._routers is None else self._routers.move(self._ranks)
         measured = comparisons[0].moved_cross_entropy is not None
+        drifts = [c.drift for c in comparisons if c.drift is not None]
         return StepTotals(
             loss=float(loss),
             grad_norm=grad_norm,
@@ -92,7 +93,10 @@ class Stepper:
             moved_cross_entropy=float(moved) if measured else None,
             stop_requested=bool(totals[2] > 0),
             routers=routers,
-            measures=self._measures(comparisons, window, float(loss)),
+            measures={
+                **self._measures(comparisons, window, float(loss)),
+                **drift_numbers(drifts, self._ranks),
+            },
         )
 
     def read(self, batch: TokenBatch) -> OldTokens:

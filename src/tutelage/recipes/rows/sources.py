@@ -29,7 +29,7 @@ from tutelage.rollouts import (
     Writing,
     WritingSettings,
 )
-from tutelage.rollouts.engines import engine_named, refusal
+from tutelage.rollouts.engines import Engine, VllmEngine, VllmSettings, engine_named, refusal
 from tutelage.training import Ranks
 
 _SKIPS = "skip"
@@ -44,6 +44,8 @@ class Writers:
     teacher: CausalLM | None
     num_real: int | None
     """Entries that both vocabularies share; only those are written. None: all of them."""
+    vllm: VllmEngine | None = None
+    """Where `rollouts.engine` asks for it."""
 
 
 def writes(settings: RolloutSettings) -> frozenset[str]:
@@ -136,14 +138,23 @@ def _by_teacher(
 
 
 def _writing(settings: WritingSettings, writers: Writers, dtype: torch.dtype | None) -> Writing:
+    vllm = writers.vllm
     return Writing(
         sampling=settings.sampling,
         dtype=dtype,
         num_real=writers.num_real,
         completions_per_prompt=settings.completions_per_prompt,
         skip_empty=settings.empty_completions == _SKIPS,
-        engine=engine_named(settings.engine),
+        engine=_engine(settings, vllm),
+        numbers=dict[str, float] if vllm is None else lambda: vllm.numbers,
     )
+
+
+def _engine(settings: WritingSettings, vllm: VllmEngine | None) -> Engine:
+    if settings.engine != "vllm":
+        return engine_named(settings.engine)
+    assert vllm is not None  # noqa: S101  whoever asks for it has made it
+    return vllm
 
 
 def _refuse_engine(
@@ -211,7 +222,16 @@ def described(settings: RolloutSettings) -> str:
                 f"the student completes {share} of the rows anew, the others come from the last "
                 f"{settings.buffer_rows:,} it wrote"
             )
-    return f"{who}; up to {settings.max_completion_tokens} tokens, {_drawn(settings)}"
+    by = f", by vLLM ({_vllm(settings)})" if settings.engine == "vllm" else ""
+    return f"{who}; up to {settings.max_completion_tokens} tokens, {_drawn(settings)}{by}"
+
+
+def _vllm(settings: WritingSettings) -> str:
+    chosen = settings.vllm or VllmSettings()
+    where = "started by the run" if chosen.url is None else f"at {chosen.url}"
+    often = "" if chosen.sync_every == 1 else f" {chosen.sync_every}"
+    plural = "" if chosen.sync_every == 1 else "s"
+    return f"{where}, given the weights every{often} step{plural}"
 
 
 def _travel(start: float, end: float | None) -> str:

@@ -11,7 +11,9 @@ from tutelage.rollouts.engines.hf import generate
 from tutelage.rollouts.engines.sampling import Sampling
 from tutelage.rollouts.engines.slots import refusal, write_in_slots
 
-EngineName = Literal["auto", "slots", "hf"]
+OwnEngineName = Literal["auto", "slots", "hf"]
+"""Those that compute in this process, with the student as it is."""
+EngineName = Literal["auto", "slots", "hf", "vllm"]
 
 
 @runtime_checkable
@@ -50,8 +52,8 @@ def write(
     return engine(lm, prompts, sampling, generator=generator, num_real=num_real)
 
 
-def engine_named(name: EngineName) -> Engine:
-    """The engine that `rollouts.engine` asks for."""
+def engine_named(name: OwnEngineName) -> Engine:
+    """The engine of ours that `rollouts.engine` asks for."""
     match name:
         case "auto":
             return write

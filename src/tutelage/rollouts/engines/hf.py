@@ -63,6 +63,15 @@ def generate(
     return [completions[row] for row in range(len(prompts))]
 
 
+@torch.no_grad()
+def log_probabilities(lm: CausalLM, ids: Sequence[int]) -> Float[Tensor, " T"]:
+    """Of each id behind those before it, the first left out, in float64; the model as it is."""
+    row = torch.tensor([list(ids)], device=lm.device)
+    with _ready(lm):
+        logits = _generator(lm)(input_ids=row, use_cache=False).logits[0, :-1].double()
+    return logits.log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]
+
+
 @final
 class _Choice(LogitsProcessor):
     """Leaves one token of each row standing: the drawn one, for `generate` to take greedily."""

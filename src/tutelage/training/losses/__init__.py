@@ -6,13 +6,17 @@ from tutelage.training.losses.contradictions import (
     policy_contradictions,
     refuse_contradictions,
 )
+from tutelage.training.losses.drift import Drift, drift_numbers, drift_of
 from tutelage.training.losses.module import Comparison, Drawing, LossModule, labels_only
 
 __all__ = [
     "Comparison",
     "Drawing",
+    "Drift",
     "LossModule",
     "Wanted",
+    "drift_numbers",
+    "drift_of",
     "kind_of",
     "labels_only",
     "policy_contradictions",

@@ -13,10 +13,11 @@ from tutelage.core.records import TokenBatch
 from tutelage.core.targets import Head, LogitsTarget, Target
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.routers import checkpointing_options
-from tutelage.objectives import Move, NoMove, Objective, Taid, token_advantages
+from tutelage.objectives import Move, NoMove, Objective, PolicyGradient, Taid, token_advantages
 from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
 from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.policies import Policy
+from tutelage.training.losses.drift import Drift, drift_of
 from tutelage.training.losses.measured import MeasuredMove
 from tutelage.training.policy import Distilled, OldTokens, PolicyLoss, PolicyShare, WatchRouters
 from tutelage.training.routers import RouterOwner
@@ -50,6 +51,8 @@ class Comparison:
     """Its part of the step's mean cross-entropy to the moved target, where that is measured."""
     policy: PolicyShare | None = None
     """Of a step that learns from rewards by a policy."""
+    drift: Drift | None = None
+    """How far the student is from who drew the tokens, where that is measured."""
 
 
 @final
@@ -85,6 +88,7 @@ class LossModule(nn.Module):
         self._measure_moved = isinstance(move, Taid) and move.schedule == "adaptive"
         self._weighting = settings.weighting
         self._sampled_at = sampled_at
+        self._measures_drift = bool(settings.measure_drift)
         self._fused = settings.fused
         self._half = torch.bfloat16 if settings.precision == "bf16" else None
         self._options = FusedOptions(
@@ -144,7 +148,13 @@ class LossModule(nn.Module):
             moved = taught.moved_cross_entropy
         # What is kept for the log must not keep the graph of its micro-batch.
         found = replace(found, share=found.share.detach())
-        return Comparison(share=share, per_token=per_token, moved_cross_entropy=moved, policy=found)
+        return Comparison(
+            share=share,
+            per_token=per_token,
+            moved_cross_entropy=moved,
+            policy=found,
+            drift=drift_of(batch, now.logp) if self._measures_drift else None,
+        )
 
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> OldTokens:
@@ -193,16 +203,21 @@ class LossModule(nn.Module):
         weighed = self._weighting.weighed(
             batch, weights, self._objective, sampled_at=self._sampled_at, per_token=unmoved
         )
+        drift = None
+        if self._measures_drift:
+            drift = drift_of(batch, -unmoved(PolicyGradient(temperature=self._sampled_at)))
         returns = self._weighting.returns(batch, self._objective, per_token=unmoved)
         if returns is not None:
             weighed_returns = -returns.to_go * weighed
             steered, _ = self._loss(hidden, target, returns.drawn, weighed_returns, options)
             # The value is that of the costs, as without returns; the gradient is the returns'.
             share = (returns.costs * weighed).sum() + steered - steered.detach()
-            return Comparison(share=share, per_token=returns.costs, moved_cross_entropy=None)
+            return Comparison(
+                share=share, per_token=returns.costs, moved_cross_entropy=None, drift=drift
+            )
         share, per_token = self._loss(hidden, target, self._objective, weighed, options)
         moved = None if measured is None else measured.mean(weighed)
-        return Comparison(share=share, per_token=per_token, moved_cross_entropy=moved)
+        return Comparison(share=share, per_token=per_token, moved_cross_entropy=moved, drift=drift)
 
     def _loss(
         self,

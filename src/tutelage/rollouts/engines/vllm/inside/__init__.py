@@ -1,0 +1,1 @@
+"""What runs in vLLM's own Python: never imported here, and importing nothing of this package."""
