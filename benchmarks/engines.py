@@ -100,7 +100,9 @@ def run(asked: argparse.Namespace) -> str:
         {"prompts": asked.rows, "group": 1, "longest": 1}, entries=lm.config.vocab_size
     )
     sampling = Sampling(max_completion_tokens=asked.tokens, batch_rows=asked.batch)
-    settings = VllmSettings(cache_gigabytes=asked.cache)
+    settings = VllmSettings(
+        cache_gigabytes=asked.cache, arguments=("--enforce-eager",) if asked.eager else ()
+    )
     vllm = VllmEngine(settings, dtype=DTYPES[asked.dtype], room=LONGEST_PROMPT + asked.tokens)
 
     def writer(engine: Callable[..., list[Completion]]) -> Write:
@@ -156,6 +158,7 @@ def asked_for(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=float, default=1.0, help="gigabytes of vLLM's cache")
+    parser.add_argument("--eager", action="store_true", help="vLLM compiles nothing")
     asked = parser.parse_args(words)
     if asked.quick:
         asked.rows, asked.tokens, asked.rounds = 8, 16, 1

@@ -86,7 +86,10 @@ def vllm_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> I
         "--logprobs-mode", "processed_logprobs", "--worker-extension-cls", EXTENSION,
         "--max-model-len", str(ROOM), "--kv-cache-memory-bytes", str(2**28),
     ]  # fmt: skip
-    own = {"VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(INSIDE), "HF_HUB_OFFLINE": "1"}
+    own = {
+        "VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(INSIDE), "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }  # fmt: skip
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **own})
     server = Server(f"http://127.0.0.1:{port}", log)

@@ -29,6 +29,10 @@ _PREFIX = re.compile(r"^(\([^)]*\) )?([A-Z]+ \d\d-\d\d \S+ \[[^\]]*\] ?)?")
 _TELLING = re.compile(r"^(\w+\.)*\w*(Error|Exception|Exit)\b.*: ")
 _POLL_SECONDS = 0.25
 _STOP_SECONDS = 15
+_UNLESS_SET = {
+    # The run and vLLM compute by turns: both may have every core.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
 _ENVIRONMENT = {
     # Weights can be given to no other kind of server.
     "VLLM_SERVER_DEV_MODE": "1",
@@ -96,7 +100,7 @@ class VllmChild:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(INSIDE)},
+                env={**_UNLESS_SET, **os.environ, **_ENVIRONMENT, "PYTHONPATH": str(INSIDE)},
                 start_new_session=True,
             )
         transport = httpx2.HTTPTransport(

@@ -18,6 +18,7 @@ from torch import Tensor
 from tutelage.core.errors import ModelError
 from tutelage.models import CausalLM
 from tutelage.rollouts.engines.completion import Completion, end_ids, refuse_bad_prompts
+from tutelage.rollouts.engines.decoder import compute_dtype
 from tutelage.rollouts.engines.hf import log_probabilities
 from tutelage.rollouts.engines.sampling import Sampling
 from tutelage.rollouts.engines.vllm.child import VllmChild, vllm_python
@@ -29,8 +30,8 @@ _LOG = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
 _PROOF_TOKENS = 64
-_LARGEST_GAP = 0.3
-"""Nats that two programs, one in half precision, may differ by on the average token."""
+_LARGEST_GAP, _LARGEST_EXACT_GAP = 0.3, 0.01
+"""Nats that two programs may differ by on the average token; the second where both are float32."""
 _LARGEST_SEED = 2**63 - 1
 _KEY = "VLLM_API_KEY"
 
@@ -170,10 +171,12 @@ class VllmEngine:
             return
         told = torch.tensor(server.score(ids), dtype=torch.float64)
         gap = float((told - log_probabilities(lm, ids).cpu()).abs().mean())
-        if not gap <= _LARGEST_GAP:
+        exact = server.dtype == str(compute_dtype(lm)) == "torch.float32"
+        most = _LARGEST_EXACT_GAP if exact else _LARGEST_GAP
+        if not gap <= most:
             raise ModelError(
                 f"{server.name} was given the student's weights and is {gap:.2g} nats from the "
-                f"student on the average token of a prompt; it must be at most {_LARGEST_GAP}. "
+                f"student on the average token of a prompt; it must be at most {most}. "
                 "Check that it serves the student's own architecture, in the run's precision."
             )
 

@@ -63,6 +63,8 @@ class VllmServer:
         self._client = client
         self._model: str | None = None
         self._takes_by = "reload_weights"
+        self.dtype = ""
+        """What it computes in, once it has been asked."""
 
     def close(self) -> None:
         """Hang up."""
@@ -102,7 +104,7 @@ class VllmServer:
                 f"it with PYTHONPATH={INSIDE} and --worker-extension-cls {EXTENSION}, or set "
                 "rollouts.vllm.mode: colocate."
             )
-        self._model = model
+        self._model, self.dtype = model, str(config["model_config"]["dtype"])
 
     def version(self) -> str:
         """What the weights that it has now were called by whoever brought them.
