@@ -201,21 +201,23 @@ class Link:
                     raise self._gone
                 self._wait(min(delay, left))
                 delay = min(2 * delay, _MOST_SECONDS)
-                if self._is_back():
+                reason = self._away()
+                if reason is None:
                     break
             self._num_pauses += 1
             away = time.monotonic() - since
             _LOG.warning("The teacher's server %s is back after %.0f s.", self.url, away)
 
-    def _is_back(self) -> bool:
-        response, _ = self._once(lambda: self._client.get("/health"))
+    def _away(self) -> str | None:
+        """Why the server is not back; None where it is, and is the one it was."""
+        response, reason = self._once(lambda: self._client.get("/health"))
         if response is None or not response.is_success:
-            return False
+            return reason
         try:
             self.known()
-        except SilentError:
-            return False
-        return True
+        except SilentError as error:
+            return str(error)
+        return None
 
     def _stayed_away(self, reason: str) -> RemoteError:
         return RemoteError(
