@@ -9,6 +9,7 @@ import logging
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, final
@@ -62,6 +63,8 @@ class Link:
             limits=httpx2.Limits(max_connections=settings.max_concurrent),
             trust_env=False,
         )
+        # Connections go with the link, whoever forgets to close it.
+        weakref.finalize(self, self._client.close)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._gone: RemoteError | None = None
@@ -201,9 +204,10 @@ class Link:
                     raise self._gone
                 self._wait(min(delay, left))
                 delay = min(2 * delay, _MOST_SECONDS)
-                reason = self._away()
-                if reason is None:
+                still = self._away()
+                if still is None:
                     break
+                reason = still
             self._num_pauses += 1
             away = time.monotonic() - since
             _LOG.warning("The teacher's server %s is back after %.0f s.", self.url, away)
@@ -238,6 +242,7 @@ def _anybody() -> None:
 
 
 _ADVICE: Mapping[int, str] = {
+    400: "See teacher.top_k, with vLLM also its --max-logprobs, and the length of the rows.",
     404: "Check teacher.url and teacher.api.",
     413: "Lower teacher.rows_per_request.",
 }
