@@ -33,6 +33,7 @@ EXIT_CODES = (
     (6, "a number that is not finite"),
     (7, "a folder or file that cannot be written"),
     (8, "an optional package that is not installed"),
+    (9, "a server that does not answer, or that answers what cannot be true"),
     (INTERRUPTED, "interrupted by Ctrl-C; what was learned is saved"),
 )
 

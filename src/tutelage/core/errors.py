@@ -52,3 +52,9 @@ class MissingDependencyError(TutelageError, ImportError):
     """An optional package that this setting needs and that is not installed."""
 
     exit_code = 8
+
+
+class RemoteError(TutelageError, ConnectionError):
+    """A server that does not answer, or that answers what cannot be true."""
+
+    exit_code = 9

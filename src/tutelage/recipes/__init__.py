@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tutelage.recipes.making.request import Source, student_of
     from tutelage.recipes.making.upcycle import UpcycleOutcome, upcycle_model
     from tutelage.recipes.outline import Outline, outline_of
+    from tutelage.recipes.remote.serve import ServePlan, serve_model
     from tutelage.recipes.run import Outcome, evaluate_folder, rebuild_page, run_recipe
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "Plan": "compare",
     "PruneOutcome": "making.prune",
     "Recipe": "config",
+    "ServePlan": "remote.serve",
     "Source": "making.request",
     "UpcycleOutcome": "making.upcycle",
     "alone": "config",
@@ -52,6 +54,7 @@ _HOMES = {
     "prune_model": "making.prune",
     "rebuild_page": "run",
     "run_recipe": "run",
+    "serve_model": "remote.serve",
     "student_of": "making.request",
     "to_tree": "config",
     "to_yaml": "config",
@@ -68,6 +71,7 @@ __all__ = [
     "Plan",
     "PruneOutcome",
     "Recipe",
+    "ServePlan",
     "Source",
     "UpcycleOutcome",
     "alone",
@@ -84,6 +88,7 @@ __all__ = [
     "prune_model",
     "rebuild_page",
     "run_recipe",
+    "serve_model",
     "student_of",
     "to_tree",
     "to_yaml",

@@ -19,6 +19,7 @@ from tutelage.recipes.caching import Language, open_cache, who_teaches
 from tutelage.recipes.config import (
     CachedTeacherSettings,
     Recipe,
+    RemoteTeacherSettings,
     SelfTeacherSettings,
     SeveralTeacherSettings,
 )
@@ -30,6 +31,7 @@ from tutelage.recipes.pair import (
     student_tokenizer,
     teacher_config,
 )
+from tutelage.recipes.remote import open_remote, who_teaches_there
 from tutelage.recipes.rewarded import groups_of, policy_of, routers_to_watch
 from tutelage.recipes.routing import (
     RouterScribe,
@@ -64,7 +66,7 @@ from tutelage.students import (
     layers_by_influence,
     wants_calibration,
 )
-from tutelage.teachers import AverageTeacher, LiveTeacher, Teacher
+from tutelage.teachers import AverageTeacher, LiveTeacher, RemoteTeacher, Teacher
 from tutelage.text import collate, cut
 from tutelage.training import Evaluate, Hook, Ranks, Trainer
 from tutelage.training.state_tree import dotted
@@ -90,6 +92,8 @@ class Work:
     ranks: Ranks
     examiner: Teacher | None = None
     """Who answers for held-out rows, where that is not the teacher itself."""
+    measures_teacher: bool = True
+    """False where nobody answers for them: the teacher tells too little of its vocabulary."""
     chosen_layers: dict[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
     """Layers that influence chose, by how many: baselines and seeds begin with the same ones."""
     starts: dict[str, tuple[Any, dict[str, Any]]] = field(
@@ -113,7 +117,7 @@ class Work:
     @property
     def measured_by(self) -> Teacher | None:
         """Who answers for held-out rows."""
-        return self.examiner or self.teacher
+        return (self.examiner or self.teacher) if self.measures_teacher else None
 
     @property
     def device(self) -> torch.device:
@@ -158,6 +162,10 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
             asked = open_cache(recipe, rows, pair, device=device)
         teacher, examiner = asked
         return replace(work, teacher=teacher, examiner=examiner)
+    if isinstance(recipe.teacher, RemoteTeacherSettings):
+        return _with_remote(
+            recipe, work, Language(tokenizer=tokenizer, num_real=num_real), narrator
+        )
     with narrator.stage("Loading the teacher"):
         model = load_teacher(recipe, ranks.device)
     teacher = LiveTeacher(
@@ -166,6 +174,19 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         remember_bytes=recipe.teacher.remember_megabytes * 2**20,
     )
     return replace(work, teacher_model=model, teacher=teacher)
+
+
+def _with_remote(recipe: Recipe, work: Work, pair: Language, narrator: Narrator) -> Work:
+    with narrator.stage("Meeting the teacher's server"):
+        teacher, examiner = open_remote(recipe, pair, device=work.device)
+    if examiner is None and work.rows.held_out:
+        note = (
+            "Held-out rows are measured without the teacher, whose server tells the likeliest "
+            "entries only; `tutelage eval RUN --teacher MODEL` measures them against it."
+        )
+        narrator.say(f"note: {note}")
+        work = replace(work, rows=replace(work.rows, notes=[*work.rows.notes, note]))
+    return replace(work, teacher=teacher, examiner=examiner, measures_teacher=examiner is not None)
 
 
 @final
@@ -230,11 +251,11 @@ def taught(recipe: Recipe, work: Work, student: LoadedModel) -> Work:
 
 
 def _origin(recipe: Recipe, work: Work) -> LoadedModel | None:
-    """The teacher's weights, to make a student from; those of a cache are loaded for that alone."""
+    """The teacher's weights, to make a student from; where it is not loaded, for that alone."""
     made_from_it = isinstance(recipe.student, FreshStudent) or (
         isinstance(recipe.student, PrunedStudent | UpcycledStudent) and recipe.student.model is None
     )
-    if isinstance(recipe.teacher, CachedTeacherSettings) and made_from_it:
+    if isinstance(recipe.teacher, CachedTeacherSettings | RemoteTeacherSettings) and made_from_it:
         return load_teacher(recipe, work.device)
     return work.teacher_model
 
@@ -323,6 +344,9 @@ def _who_teaches(recipe: Recipe, work: Work) -> dict[str, Any]:
     named = recipe.teacher.model_dump(mode="json", exclude=_NOT_WHO_TEACHES)
     if isinstance(recipe.teacher, CachedTeacherSettings):
         named = {"rest": recipe.teacher.rest, **who_teaches(recipe.teacher)}
+    if isinstance(recipe.teacher, RemoteTeacherSettings):
+        assert isinstance(work.teacher, RemoteTeacher)  # noqa: S101  assemble has built it
+        named = who_teaches_there(recipe.teacher, work.teacher)
     if work.teacher_model is not None:
         named["dtype"] = str(work.teacher_model.lm.dtype).removeprefix("torch.")
     return {f"teacher.{name}": value for name, value in named.items()}

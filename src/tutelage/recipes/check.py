@@ -12,6 +12,7 @@ from tutelage.objectives.moved_targets import taid
 from tutelage.objectives.union import WeightedSum
 from tutelage.recipes.caching import contradictions_with_cache
 from tutelage.recipes.config import Recipe, baseline
+from tutelage.recipes.remote import contradictions_with_remote
 from tutelage.recipes.rewarded import contradictions_of_rewards
 from tutelage.recipes.routing.check import contradictions_of_routing
 from tutelage.recipes.rows import contradictions_of_engine, needs_completions, writes
@@ -55,6 +56,7 @@ def contradictions(recipe: Recipe) -> Iterator[str]:
 def _of_one(recipe: Recipe) -> Iterator[str]:
     yield from _of_self_teacher(recipe)
     yield from contradictions_with_cache(recipe)
+    yield from contradictions_with_remote(recipe)
     yield from contradictions_among(recipe)
     yield from _of_teacher(recipe)
     yield from _of_writing(recipe)

@@ -19,6 +19,7 @@ from tutelage.recipes.tree import Plain, complaints, kinds_of, merged, models_in
 from tutelage.rewards import AdvantageSettings, RewardSettings
 from tutelage.rollouts import RolloutSettings, RowSettings
 from tutelage.students import StudentSettings
+from tutelage.teachers.remote.settings import RemoteTeacherSettings
 from tutelage.training import RoutingSettings, TrainingSettings
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
@@ -87,6 +88,7 @@ TeacherSettings = Annotated[
     | ToyTeacherSettings
     | SelfTeacherSettings
     | CachedTeacherSettings
+    | RemoteTeacherSettings
     | SeveralTeacherSettings,
     Field(discriminator="kind"),
 ]

@@ -1,7 +1,7 @@
 """Looks a recipe over before training: tokenizer, template, ends, vocabularies, lengths, dtype.
 
 Reads configurations, tokenizers and every row, and no weights but those of a small teacher whose
-answers are cached. A mistake is a finding, not an end.
+answers are cached or come from a server. A mistake is a finding, not an end.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +20,7 @@ from tutelage.recipes.config import (
     CachedTeacherSettings,
     LiveTeacherSettings,
     Recipe,
+    RemoteTeacherSettings,
     SelfTeacherSettings,
     SeveralTeacherSettings,
 )
@@ -31,6 +32,7 @@ from tutelage.recipes.pair import (
     teacher_tokenizer,
     vocabulary_size,
 )
+from tutelage.recipes.remote import look_at_server
 from tutelage.recipes.rows import (
     Rows,
     described,
@@ -77,7 +79,7 @@ def examine(recipe: Recipe) -> list[Finding]:
         return found
     found += _collected("rows", lambda: _rows(recipe, rows))
     found += _collected("chat template", lambda: _template(recipe, tokenizer, rows))
-    found += _collected("cache", lambda: _cache(recipe, tokenizer, rows))
+    found += _collected(_where(recipe), lambda: _elsewhere(recipe, tokenizer, rows))
     found += _collected("privileged context", lambda: _context(recipe, rows))
     found += _collected("end of turn", lambda: _ends(recipe, tokenizer, shape, rows))
     found += _collected("lengths", lambda: _lengths(recipe, rows, shape, teacher))
@@ -250,12 +252,18 @@ def _context(recipe: Recipe, rows: Rows) -> Iterator[Finding]:
         yield _note("privileged context", f"{settings.context} is a control: it shows no solution")
 
 
-def _cache(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Iterator[Finding]:
-    if not isinstance(recipe.teacher, CachedTeacherSettings):
+def _elsewhere(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Iterator[Finding]:
+    if not isinstance(recipe.teacher, CachedTeacherSettings | RemoteTeacherSettings):
         return
     language = Language(tokenizer=tokenizer, num_real=check_vocabularies(recipe, tokenizer))
-    for looked in look_over(recipe, rows, language):
-        yield (_wrong if looked.wrong else _fine)("cache", looked.text)
+    where = _where(recipe)
+    for looked in (look_over if where == "cache" else look_at_server)(recipe, rows, language):
+        yield (_wrong if looked.wrong else _fine)(where, looked.text)
+
+
+def _where(recipe: Recipe) -> str:
+    """Whence a teacher that is not loaded answers."""
+    return "server" if isinstance(recipe.teacher, RemoteTeacherSettings) else "cache"
 
 
 def _is_plain(row: Rollout) -> bool:

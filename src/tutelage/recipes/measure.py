@@ -162,10 +162,10 @@ class Scribe:
         """The teacher's own line of the table, and its samples; None without a teacher."""
         model = self.work.teacher_model
         if model is None:
-            # What is known of a cached teacher, or of several, is neither how they write nor how
-            # fast.
+            # What is known of a teacher that is not loaded is neither how it writes nor how fast.
             kind = None if self.recipe.teacher is None else self.recipe.teacher.kind
-            return _agreeing_teacher(report) if kind in ("cached", "several") else None
+            known = kind in ("cached", "several", "remote") and self.work.measured_by is not None
+            return _agreeing_teacher(report) if known else None
         with self.narrator.stage("Measuring: teacher"):
             self.samples("teacher", model)
             speed = self._speed(model)

@@ -13,9 +13,12 @@ from tutelage.recipes.config import (
     CachedTeacherSettings,
     LiveTeacherSettings,
     Recipe,
+    RemoteTeacherSettings,
     SeveralTeacherSettings,
+    ToyTeacherSettings,
 )
 from tutelage.recipes.pair import each_teacher, student_config, teacher_config, vocabulary_size
+from tutelage.recipes.remote import told_of_remote
 from tutelage.recipes.rows import described
 from tutelage.recipes.several import told_of_several
 from tutelage.recipes.teaching import SelfTeacherSettings, kept_weights
@@ -40,7 +43,8 @@ class Outline:
     teacher: ParameterCount | None
     """None without one, and where the student teaches itself."""
     self_taught: str | None
-    """Which of its weights a student that teaches itself learns from, or what a cache holds."""
+    """Which of its weights a student that teaches itself learns from, or who answers for a teacher
+    that is not loaded."""
     num_adapter: int | None
     """Numbers in the adapter, where that is all that is trained."""
     tokens_per_micro_batch: int
@@ -104,17 +108,9 @@ def outline_of(recipe: Recipe) -> Outline:
         self_taught = f"{words}, shown {_context(own)}"
         memory["teacher"] = kept
         memory["answers remembered, at most"] = own.remember_megabytes * _MEGABYTE
-    if isinstance(recipe.teacher, CachedTeacherSettings):
-        self_taught = told_of(recipe.teacher)
-        memory["teacher's head"] = head_bytes(recipe.teacher)
-    elif isinstance(recipe.teacher, SeveralTeacherSettings):
-        self_taught = told_of_several(recipe.teacher)
-        memory |= _of_several(recipe)
-    elif teacher is not None and recipe.teacher is not None:
-        live = isinstance(recipe.teacher, LiveTeacherSettings)
-        dtype = recipe.teacher.dtype if isinstance(recipe.teacher, LiveTeacherSettings) else "auto"
-        memory["teacher"] = teacher.total * (_BYTES[dtype] if live else 4)
-        memory["answers remembered, at most"] = recipe.teacher.remember_megabytes * _MEGABYTE
+    if own is None:
+        self_taught, of_it = _of_teacher(recipe, of_teacher)
+        memory |= of_it
     if isinstance(recipe.rollouts, WritingSettings):
         memory["keys and values while writing"] = _kept_while_writing(recipe, shape)
         # The slots lay the weights out anew, in the precision they compute in.
@@ -132,6 +128,40 @@ def outline_of(recipe: Recipe) -> Outline:
         memory_megabytes={name: size / _MEGABYTE for name, size in memory.items()},
         warnings=list(contradictions(recipe)),
     )
+
+
+def _of_teacher(
+    recipe: Recipe, config: PretrainedConfig | None
+) -> tuple[str | None, dict[str, int]]:
+    """Who answers where the teacher is not loaded, and the bytes that it takes here."""
+    match recipe.teacher:
+        case CachedTeacherSettings():
+            return told_of(recipe.teacher), {"teacher's head": head_bytes(recipe.teacher)}
+        case SeveralTeacherSettings():
+            return told_of_several(recipe.teacher), _of_several(recipe)
+        case RemoteTeacherSettings(api=api):
+            memory = {"answers remembered, at most": recipe.teacher.remember_megabytes * _MEGABYTE}
+            if api == "tutelage" and config is not None:
+                # Held-out rows are measured by hidden states, whatever is learned from.
+                width = int(config.get_text_config().hidden_size)
+                size = vocabulary_size(config) * width * _BYTES["float32"]
+                memory["teacher's head, at most"] = size
+            return told_of_remote(recipe.teacher), memory
+        case LiveTeacherSettings(dtype=dtype, remember_megabytes=most):
+            total = 0 if config is None else parameter_count(config).total
+            return None, _of_loaded(total * _BYTES[dtype], most)
+        case ToyTeacherSettings(remember_megabytes=most):
+            total = 0 if config is None else parameter_count(config).total
+            return None, _of_loaded(total * _BYTES["float32"], most)
+        case _:
+            return None, {}
+
+
+def _of_loaded(num_bytes: int, remember_megabytes: int) -> dict[str, int]:
+    return {
+        "teacher": num_bytes,
+        "answers remembered, at most": remember_megabytes * _MEGABYTE,
+    }
 
 
 def _of_several(recipe: Recipe) -> dict[str, int]:

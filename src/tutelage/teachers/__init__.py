@@ -3,6 +3,7 @@
 from tutelage.teachers.cache import CachedTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.teachers.reading import Reader
+from tutelage.teachers.remote import RemoteTeacher, RemoteTeacherSettings
 from tutelage.teachers.self_teacher import AverageTeacher, SelfTeacher, Weights, self_teacher
 from tutelage.teachers.several import ByRow, ByWeight, SeveralTeachers, blended_by
 from tutelage.teachers.teacher import Teacher
@@ -14,6 +15,8 @@ __all__ = [
     "CachedTeacher",
     "LiveTeacher",
     "Reader",
+    "RemoteTeacher",
+    "RemoteTeacherSettings",
     "SelfTeacher",
     "SeveralTeachers",
     "Teacher",

@@ -1,9 +1,9 @@
-"""Hidden states kept by content, up to a number of bytes."""
+"""Answers kept by content, up to a number of bytes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
-from jaxtyping import Float
 from torch import Tensor
 
 
@@ -17,7 +17,7 @@ class RowKey:
 
 
 @final
-class HiddenMemory:
+class AnswerMemory:
     """Exact, in their own dtype, in main memory.
 
     Rows come again once an epoch, in a new order. Once the room is used up the rows kept stay, as
@@ -26,21 +26,21 @@ class HiddenMemory:
 
     def __init__(self, most_bytes: int) -> None:
         self._most_bytes = most_bytes
-        self._rows: dict[RowKey, Tensor] = {}
+        self._rows: dict[RowKey, Mapping[str, Tensor]] = {}
         self.num_bytes = 0
         """Memory in use."""
         self.num_hits = 0
         """Rows found so far."""
 
-    def find(self, key: RowKey) -> Float[Tensor, "T W"] | None:
-        """The hidden states kept under this key, or None."""
+    def find(self, key: RowKey) -> Mapping[str, Tensor] | None:
+        """The tensors kept under this key, by name, or None."""
         found = self._rows.get(key)
         self.num_hits += found is not None
         return found
 
-    def keep(self, key: RowKey, hidden: Float[Tensor, "T W"]) -> None:
-        """Keep the row if there is room for it; nobody else may hold this very tensor."""
-        num_bytes = hidden.numel() * hidden.element_size()
+    def keep(self, key: RowKey, answer: Mapping[str, Tensor]) -> None:
+        """Keep the row if there is room for it; nobody else may hold these very tensors."""
+        num_bytes = sum(one.numel() * one.element_size() for one in answer.values())
         if key not in self._rows and self.num_bytes + num_bytes <= self._most_bytes:
-            self._rows[key] = hidden.detach().to("cpu")
+            self._rows[key] = {name: one.detach().to("cpu") for name, one in answer.items()}
             self.num_bytes += num_bytes

@@ -13,7 +13,7 @@ from tutelage.core.errors import NumericsError
 from tutelage.core.records import TokenBatch, View
 from tutelage.core.targets import Head, HiddenTarget
 from tutelage.models.causal_lm import CausalLM
-from tutelage.teachers.memory import HiddenMemory, RowKey
+from tutelage.teachers.memory import AnswerMemory, RowKey
 
 
 @final
@@ -41,7 +41,7 @@ class Reader:
     ) -> None:
         self._num_real = num_real
         self._dtype = dtype
-        self.memory = HiddenMemory(remember_bytes) if remember_bytes else None
+        self.memory = AnswerMemory(remember_bytes) if remember_bytes else None
         """None where nothing is remembered."""
         self.num_scored_rows = 0
         """Rows that cost a forward pass."""
@@ -75,7 +75,7 @@ class Reader:
             return lm.hidden(view)[view.predicts]
 
     def _hidden_or_remembered(
-        self, lm: CausalLM, batch: TokenBatch, memory: HiddenMemory
+        self, lm: CausalLM, batch: TokenBatch, memory: AnswerMemory
     ) -> Float[Tensor, "N W"]:
         views = views_of_rows(batch.teacher)
         keys = [
@@ -85,12 +85,12 @@ class Reader:
         device = batch.labels.device
         hidden: list[Tensor] = []
         for key, view in zip(keys, views, strict=True):
-            found = memory.find(key)
-            if found is None:
-                found = self._hidden(lm, view)
+            kept = memory.find(key)
+            if kept is None:
+                kept = {"hidden": self._hidden(lm, view)}
                 self.num_scored_rows += 1
-                memory.keep(key, found)
-            hidden.append(found.to(device))
+                memory.keep(key, kept)
+            hidden.append(kept["hidden"].to(device))
         return torch.cat(hidden)
 
 

@@ -7,11 +7,12 @@ from tutelage.recipes.caching.check import (
     told_of,
     who_teaches,
 )
-from tutelage.recipes.caching.examine import look_over
+from tutelage.recipes.caching.examine import Looked, look_over
 from tutelage.recipes.caching.serve import Language, missing_rows, open_cache, stale
 
 __all__ = [
     "Language",
+    "Looked",
     "contradictions_with_cache",
     "head_bytes",
     "look_over",

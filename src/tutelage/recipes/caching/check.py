@@ -6,9 +6,9 @@ from typing import Any
 
 from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.targets import Rest
-from tutelage.objectives import NoMove, refusal
 from tutelage.recipes.config import CachedTeacherSettings, Recipe, baseline
 from tutelage.recipes.rows import writes
+from tutelage.recipes.teaching import contradictions_of_answers
 from tutelage.teachers.cache import AnswerSettings, CacheFolder, load_identity
 
 
@@ -68,15 +68,9 @@ def _of_rows(recipe: Recipe) -> Iterator[str]:
 
 
 def _of_answers(recipe: Recipe, answers: AnswerSettings, rest: Rest | None) -> Iterator[str]:
-    reason = refusal(recipe.objective, answers.answer, temperature=answers.temperature, rest=rest)
-    if reason is not None:
-        yield reason
-    if answers.answer != "hidden" and not isinstance(recipe.move, NoMove):
-        yield (
-            f"move.kind is {recipe.move.kind}, and {answers.answer} answers are part of the "
-            "vocabulary; it must be none, for a target is moved over all entries. Leave the move "
-            "out, or cache hidden states."
-        )
+    yield from contradictions_of_answers(
+        recipe.objective, recipe.move, answers.answer, temperature=answers.temperature, rest=rest
+    )
 
 
 def told_of(settings: CachedTeacherSettings) -> str:

@@ -37,6 +37,7 @@ from tutelage.teachers.cache import (
     locked,
     save_head,
     stored,
+    stored_dtype,
     weights_hash,
     writer_of,
 )
@@ -122,7 +123,7 @@ def make_cache(
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             model = load_teacher(recipe, device)
         if plan.dtype == "auto" and wanted.answer == "hidden":
-            wanted = wanted.model_copy(update={"dtype": _stored_dtype(model.lm.dtype)})
+            wanted = wanted.model_copy(update={"dtype": stored_dtype(model.lm.dtype)})
         identity = _settle(folder, recipe, wanted, language, model)
         teacher = LiveTeacher(model.lm, num_real=language.num_real)
         made: list[PartMade] = []
@@ -200,7 +201,7 @@ def _settle(
 ) -> Identity:
     """The manifest: written where there is none, held against this work where there is one."""
     assert recipe.teacher is not None  # noqa: S101  refuse_recipe has looked
-    held_in = _stored_dtype(model.lm.dtype)
+    held_in = stored_dtype(model.lm.dtype)
     num_real = language.num_real or model.lm.head.weight.shape[0]
     known = load_identity(folder) if (folder / MANIFEST).is_file() else None
     try:
@@ -231,11 +232,6 @@ def _settle(
     _save_words(folder / WORDS, model)
     identity.save(folder)
     return identity
-
-
-def _stored_dtype(dtype: torch.dtype) -> StoredDtype:
-    name = str(dtype).removeprefix("torch.")
-    return "bfloat16" if name == "bfloat16" else "float16" if name == "float16" else "float32"
 
 
 def _save_words(folder: Path, model: LoadedModel) -> None:

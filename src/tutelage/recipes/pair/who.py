@@ -12,6 +12,7 @@ from tutelage.recipes.config import (
     CachedTeacherSettings,
     LiveTeacherSettings,
     Recipe,
+    RemoteTeacherSettings,
     SelfTeacherSettings,
     SeveralTeacherSettings,
     varied,
@@ -41,7 +42,7 @@ def load_teacher(recipe: Recipe, device: torch.device) -> LoadedModel:
         raise ConfigError("teacher.kind is several; it must be one to be loaded. Name one of them.")
     if isinstance(settings, SelfTeacherSettings):
         raise ConfigError("teacher.kind is self; it must be of its own to be loaded. Name a model.")
-    if isinstance(settings, CachedTeacherSettings):
+    if isinstance(settings, CachedTeacherSettings | RemoteTeacherSettings):
         return load_teacher(taught_live(recipe), device)
     if not isinstance(settings, LiveTeacherSettings):
         toy = toy_teacher(settings)
@@ -56,7 +57,12 @@ def load_teacher(recipe: Recipe, device: torch.device) -> LoadedModel:
 
 
 def taught_live(recipe: Recipe) -> Recipe:
-    """The recipe with the teacher itself in place of the cache of its answers."""
+    """The recipe with the teacher itself in place of the cache, or the server, of its answers."""
+    if isinstance(recipe.teacher, RemoteTeacherSettings):
+        names = {"model", "revision", "trust_remote_code"}
+        return varied(
+            recipe, {"teacher": {"kind": "live", **recipe.teacher.model_dump(include=names)}}
+        )
     if not isinstance(recipe.teacher, CachedTeacherSettings):
         return recipe
     return varied(recipe, {"teacher": load_identity(Path(recipe.teacher.folder)).teacher})
@@ -95,7 +101,10 @@ def teacher_config(recipe: Recipe) -> PretrainedConfig | None:
     match recipe.teacher:
         case None:
             return None
-        case LiveTeacherSettings(model=model, revision=revision, trust_remote_code=trust):
+        case (
+            LiveTeacherSettings(model=model, revision=revision, trust_remote_code=trust)
+            | RemoteTeacherSettings(model=model, revision=revision, trust_remote_code=trust)
+        ):
             return load_config(model, revision=revision, trust_remote_code=trust)
         case SelfTeacherSettings():
             return None if _made_from_teacher(recipe) else student_config(recipe)
@@ -112,7 +121,10 @@ def teacher_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
     match recipe.teacher:
         case None:
             return None
-        case LiveTeacherSettings(model=model, revision=revision, trust_remote_code=trust):
+        case (
+            LiveTeacherSettings(model=model, revision=revision, trust_remote_code=trust)
+            | RemoteTeacherSettings(model=model, revision=revision, trust_remote_code=trust)
+        ):
             return load_tokenizer(model, revision=revision, trust_remote_code=trust)
         case SelfTeacherSettings():
             return None if _made_from_teacher(recipe) else student_tokenizer(recipe)

@@ -1,7 +1,7 @@
 """The student as its own teacher, in recipes: settings, checks, the rows' second view, assembly."""
 
 from tutelage.recipes.teaching.build import build_teacher, kept_weights, show_context, teacher_view
-from tutelage.recipes.teaching.check import contradictions_of
+from tutelage.recipes.teaching.check import contradictions_of, contradictions_of_answers
 from tutelage.recipes.teaching.settings import CachedTeacherSettings, SelfTeacherSettings
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "SelfTeacherSettings",
     "build_teacher",
     "contradictions_of",
+    "contradictions_of_answers",
     "kept_weights",
     "show_context",
     "teacher_view",

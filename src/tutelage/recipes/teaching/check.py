@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from tutelage.core.targets import Rest
+from tutelage.objectives import Answer, MoveSettings, NoMove, ObjectiveSettings, refusal
 from tutelage.recipes.teaching.settings import SelfTeacherSettings
 from tutelage.students import (
     FreshStudent,
@@ -18,6 +20,26 @@ def contradictions_of(settings: SelfTeacherSettings, student: StudentSettings) -
     yield from _of_student(settings, student)
     yield from _of_weights(settings)
     yield from _of_context(settings)
+
+
+def contradictions_of_answers(
+    objective: ObjectiveSettings,
+    move: MoveSettings,
+    answer: Answer,
+    *,
+    temperature: float,
+    rest: Rest | None,
+) -> Iterator[str]:
+    """What cannot be learned from answers of this form, wherever they come from."""
+    reason = refusal(objective, answer, temperature=temperature, rest=rest)
+    if reason is not None:
+        yield reason
+    if answer != "hidden" and not isinstance(move, NoMove):
+        yield (
+            f"move.kind is {move.kind}, and {answer} answers are part of the vocabulary; it must "
+            "be none, for a target is moved over all entries. Leave the move out, or use hidden "
+            "states."
+        )
 
 
 def _of_student(settings: SelfTeacherSettings, student: StudentSettings) -> Iterator[str]:

@@ -17,6 +17,7 @@ from tutelage.teachers.cache.identity import (
     StoredDtype,
     code_version,
     load_identity,
+    stored_dtype,
     weights_hash,
 )
 from tutelage.teachers.cache.shard import Row
@@ -42,6 +43,7 @@ __all__ = [
     "locked",
     "save_head",
     "stored",
+    "stored_dtype",
     "weights_hash",
     "writer_of",
 ]

@@ -50,6 +50,27 @@ def save_head(folder: Path, head: Head) -> HeadShape:
     return HeadShape(scale=head.scale, softcap=head.softcap, sha256=file_hash(path))
 
 
+def load_head(path: Path, shape: HeadShape, *, device: str | torch.device = "cpu") -> Head:
+    """What `save_head` wrote there.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    if not path.is_file() or file_hash(path) != shape.sha256:
+        got = "is damaged" if path.is_file() else "is missing"
+        raise damaged(path, f"{got}; it must be as it was written")
+    try:
+        tensors = load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise DataError(f"{path} is no safetensors file; make the cache again.") from error
+    return Head(
+        weight=tensors["weight"],
+        bias=tensors.get("bias"),
+        scale=shape.scale,
+        softcap=shape.softcap,
+    )
+
+
 @final
 class CacheFolder:
     """An existing cache, to read.
@@ -76,21 +97,7 @@ class CacheFolder:
         Raises:
             DataError: its file is missing or damaged.
         """
-        path = self.root / _HEAD
-        shape = self.identity.head
-        if not path.is_file() or file_hash(path) != shape.sha256:
-            got = "is damaged" if path.is_file() else "is missing"
-            raise damaged(path, f"{got}; it must be as it was written")
-        try:
-            tensors = load_file(path, device=str(device))
-        except SafetensorError as error:
-            raise DataError(f"{path} is no safetensors file; make the cache again.") from error
-        head = Head(
-            weight=tensors["weight"],
-            bias=tensors.get("bias"),
-            scale=shape.scale,
-            softcap=shape.softcap,
-        )
+        head = load_head(self.root / _HEAD, self.identity.head, device=device)
         return replace(head, num_real=self.identity.num_real)
 
 

@@ -131,6 +131,12 @@ def code_version() -> str:
     return version("tutelage")
 
 
+def stored_dtype(dtype: torch.dtype) -> StoredDtype:
+    """What numbers of this type are kept in without loss, or in float32."""
+    name = str(dtype).removeprefix("torch.")
+    return "bfloat16" if name == "bfloat16" else "float16" if name == "float16" else "float32"
+
+
 @torch.no_grad()
 def weights_hash(model: nn.Module) -> str:
     """Of a few numbers of every weight, spread over it: tells checkpoints apart, not bits."""

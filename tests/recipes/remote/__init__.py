@@ -1,0 +1,1 @@
+"""Recipes whose teacher is on a server."""
