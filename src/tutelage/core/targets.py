@@ -6,6 +6,8 @@ from typing import Literal, final
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tutelage.core.crossing import Coverage, Groups, SharedWords
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -109,4 +111,19 @@ class SeveralTarget:
     labels: Int[Tensor, " N"] | None = None
 
 
-Target = SeveralTarget | LogitsTarget | HiddenTarget | TopKTarget | SampledTarget
+@final
+@dataclass(frozen=True, kw_only=True)
+class OtherVocabularyTarget:
+    """A teacher with another tokenizer: its answer in its own tokens, and what lies beside what."""
+
+    teacher: HiddenTarget
+    """One row for each of the teacher's own M completion tokens, which are its labels."""
+    groups: Groups
+    words: SharedWords
+    coverage: Coverage
+    labels: Int[Tensor, " N"]
+    """The student's completion tokens."""
+
+
+SameVocabularyTarget = SeveralTarget | LogitsTarget | HiddenTarget | TopKTarget | SampledTarget
+Target = SameVocabularyTarget | OtherVocabularyTarget

@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from tutelage.core.crossing import Coverage
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import Head, LogitsTarget, Target
+from tutelage.core.targets import Head, LogitsTarget, OtherVocabularyTarget, Target
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.routers import checkpointing_options
 from tutelage.objectives import Move, NoMove, Objective, Taid, token_advantages
 from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
+from tutelage.objectives.groupwise import groupwise_loss, groupwise_per_token
 from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.policies import Policy
 from tutelage.training.losses.measured import MeasuredMove
@@ -50,6 +52,8 @@ class Comparison:
     """Its part of the step's mean cross-entropy to the moved target, where that is measured."""
     policy: PolicyShare | None = None
     """Of a step that learns from rewards by a policy."""
+    coverage: Coverage | None = None
+    """How much could be compared, where the teacher has another tokenizer."""
 
 
 @final
@@ -170,6 +174,8 @@ class LossModule(nn.Module):
     ) -> Float[Tensor, " N"]:
         """Of each token by the unmoved target, without gradient."""
         head = self.student.head
+        if isinstance(target, OtherVocabularyTarget):
+            return groupwise_per_token(hidden, head, target, objective, options=self._options)
         if self._fused:
             return fused_per_token(hidden, head, target, objective, options=self._options)
         return plain_per_token(hidden, head, target, objective, self._options)
@@ -202,7 +208,12 @@ class LossModule(nn.Module):
             return Comparison(share=share, per_token=returns.costs, moved_cross_entropy=None)
         share, per_token = self._loss(hidden, target, self._objective, weighed, options)
         moved = None if measured is None else measured.mean(weighed)
-        return Comparison(share=share, per_token=per_token, moved_cross_entropy=moved)
+        return Comparison(
+            share=share,
+            per_token=per_token,
+            moved_cross_entropy=moved,
+            coverage=target.coverage if isinstance(target, OtherVocabularyTarget) else None,
+        )
 
     def _loss(
         self,
@@ -214,6 +225,11 @@ class LossModule(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " N"]]:
         """The weighted sum, differentiable; and each token's nats, which are not."""
         head = self.student.head
+        if isinstance(target, OtherVocabularyTarget):
+            result = groupwise_loss(
+                hidden, head, target, objective, token_weights=weights, options=options
+            )
+            return result.loss, result.per_token
         if self._fused:
             result = fused_loss(
                 hidden, head, target, objective, token_weights=weights, options=options
