@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutelage.core.crossing import Coverage, Groups, SharedWords
 
@@ -123,6 +123,9 @@ class OtherVocabularyTarget:
     coverage: Coverage
     labels: Int[Tensor, " N"]
     """The student's completion tokens."""
+    bridge: nn.Module | None = None
+    """The student's projections to this teacher's space and back, where an objective trains
+    such; whoever asks for the loss puts them in."""
 
 
 SameVocabularyTarget = SeveralTarget | LogitsTarget | HiddenTarget | TopKTarget | SampledTarget

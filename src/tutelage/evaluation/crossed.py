@@ -46,7 +46,7 @@ def evaluate_crossed(
     coverage = Coverage()
     with undisturbed(student), torch.no_grad():
         for batch in batches:
-            target = _other(teacher.score(batch))
+            target = replace(_other(teacher.score(batch)), bridge=student.bridge)
             coverage += target.coverage
             for name, value in _sums(student, target, batch, objective, chosen).items():
                 sums[name] = sums.get(name, 0.0) + value

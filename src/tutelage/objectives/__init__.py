@@ -14,7 +14,13 @@ from tutelage.objectives.concrete_score import (
     sampled_concrete_score,
 )
 from tutelage.objectives.cross_entropy import CrossEntropy
-from tutelage.objectives.cross_vocabulary import ULD, AlignedKL, CrossVocabulary
+from tutelage.objectives.cross_vocabulary import (
+    ULD,
+    AlignedKL,
+    Bridge,
+    CrossVocabulary,
+    DualSpace,
+)
 from tutelage.objectives.direct_logit import DirectLogit
 from tutelage.objectives.entries import ClipSettings, TopSupport
 from tutelage.objectives.moved_targets import (
@@ -54,6 +60,7 @@ __all__ = [
     "ULD",
     "AlignedKL",
     "Answer",
+    "Bridge",
     "Budget",
     "ClipMeasures",
     "ClipSettings",
@@ -62,6 +69,7 @@ __all__ = [
     "CrossVocabulary",
     "DirectLogit",
     "Divergence",
+    "DualSpace",
     "Move",
     "MoveSettings",
     "NoMove",

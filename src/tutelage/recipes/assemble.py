@@ -51,7 +51,7 @@ from tutelage.recipes.rows import (
 )
 from tutelage.recipes.several import build_several
 from tutelage.recipes.teaching import build_teacher
-from tutelage.recipes.tokenizers import translating_teacher, with_teacher_prompts
+from tutelage.recipes.tokenizers import add_bridge, translating_teacher, with_teacher_prompts
 from tutelage.rollouts import WritingSettings
 from tutelage.students import (
     FreshStudent,
@@ -216,6 +216,7 @@ def make_student(recipe: Recipe, work: Work) -> LoadedModel:
         seed=seed_for(recipe.seed, "student"),
     )
     prepare_routers(recipe, student)
+    add_bridge(recipe, student.lm, work.teacher)
     return student
 
 

@@ -48,6 +48,11 @@ class TranslatingTeacher(Teacher):
         self._num_real = num_real
         self._reader = Reader(num_real=num_real, remember_bytes=remember_bytes)
 
+    @property
+    def width(self) -> int:
+        """Numbers in a hidden state."""
+        return int(self._lm.head.weight.shape[1])
+
     @override
     def score(self, batch: TokenBatch) -> OtherVocabularyTarget:
         found = self._translator.batch(batch)

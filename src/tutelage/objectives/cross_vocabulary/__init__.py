@@ -1,5 +1,6 @@
 """Objectives across tokenizers, over groups of tokens that say the same."""
 
+from tutelage.objectives.cross_vocabulary.dual_space import Bridge, DualScores, DualSpace
 from tutelage.objectives.cross_vocabulary.objective import (
     ULD,
     AlignedKL,
@@ -10,7 +11,10 @@ from tutelage.objectives.cross_vocabulary.outcomes import GroupScores, outcomes,
 __all__ = [
     "ULD",
     "AlignedKL",
+    "Bridge",
     "CrossVocabulary",
+    "DualScores",
+    "DualSpace",
     "GroupScores",
     "outcomes",
     "sorted_distance",

@@ -50,6 +50,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             "only read: the student's ids are what is trained on. Let it write a file of rows "
             "first, or let the student write."
         )
+    if recipe.evaluation.written_rows:
+        yield (
+            f"evaluation.written_rows is {recipe.evaluation.written_rows}, and {why}; it must be "
+            "0, for what is written is compared by common entries. Leave it out."
+        )
     if rollouts.trained_turns == "all":
         yield (
             f"rollouts.trained_turns is all, and {why}, so that turns are marked differently; it "

@@ -7,15 +7,21 @@ from typing import Any, final
 from transformers import PreTrainedTokenizerBase
 
 from tutelage.core.crossing import SharedWords
-from tutelage.core.errors import ConfigError
+from tutelage.core.errors import ConfigError, DataError
 from tutelage.core.records import Rollout
+from tutelage.core.seeds import seed_for
 from tutelage.models import CausalLM
+from tutelage.objectives import Bridge
+from tutelage.objectives.groupwise import needs_bridge
 from tutelage.recipes.config import LiveTeacherSettings, Recipe, ToyTeacherSettings
 from tutelage.recipes.pair import teacher_tokenizer
 from tutelage.recipes.rows import Rows
-from tutelage.teachers import TranslatingTeacher
-from tutelage.text import Formatter
+from tutelage.teachers import Teacher, TranslatingTeacher
+from tutelage.text import Formatter, collate
 from tutelage.text.translation import Side, Spelling, Translator, paired_specials, shared_words
+
+_NUM_TRIED = 64
+"""Rows that a pair of tokenizers is tried on."""
 
 
 @final
@@ -91,6 +97,12 @@ def translating_teacher(
 ) -> TranslatingTeacher:
     """The recipe's teacher, asked in its own language."""
     both = two_languages(recipe, tokenizer, rows.training)
+    some = [row for row in rows.training[:_NUM_TRIED] if row.completion_ids]
+    if some and not both.translator.batch(collate(some)).coverage.num_groups:
+        raise DataError(
+            f"The teacher's tokenizer can say none of the first {len(some)} completions; it must "
+            "be able to say some. Look at the rows, or choose another teacher."
+        )
     assert isinstance(recipe.teacher, LiveTeacherSettings | ToyTeacherSettings)  # noqa: S101
     return TranslatingTeacher(
         lm,
@@ -99,6 +111,14 @@ def translating_teacher(
         num_real=both.teacher.num_entries,
         remember_bytes=recipe.teacher.remember_megabytes * 2**20,
     )
+
+
+def add_bridge(recipe: Recipe, student: CausalLM, teacher: Teacher | None) -> None:
+    """Give the student the projections that its objective trains along."""
+    if isinstance(teacher, TranslatingTeacher) and needs_bridge(recipe.objective):
+        width = int(student.head.weight.shape[1])
+        bridge = Bridge(width, teacher.width, seed=seed_for(recipe.seed, "bridge"))
+        student.bridge = bridge.to(student.device)
 
 
 def _teacher_prompt(row: Rollout, formatter: Formatter, both: TwoLanguages) -> tuple[int, ...]:

@@ -175,6 +175,7 @@ class LossModule(nn.Module):
         """Of each token by the unmoved target, without gradient."""
         head = self.student.head
         if isinstance(target, OtherVocabularyTarget):
+            target = replace(target, bridge=self.student.bridge)
             return groupwise_per_token(hidden, head, target, objective, options=self._options)
         if self._fused:
             return fused_per_token(hidden, head, target, objective, options=self._options)
@@ -226,6 +227,7 @@ class LossModule(nn.Module):
         """The weighted sum, differentiable; and each token's nats, which are not."""
         head = self.student.head
         if isinstance(target, OtherVocabularyTarget):
+            target = replace(target, bridge=self.student.bridge)
             result = groupwise_loss(
                 hidden, head, target, objective, token_weights=weights, options=options
             )

@@ -12,7 +12,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from tutelage.core.crossing import SharedWords
 from tutelage.core.errors import ConfigError
 from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, OtherVocabularyTarget
-from tutelage.objectives.cross_vocabulary import CrossVocabulary, GroupScores
+from tutelage.objectives.cross_vocabulary import CrossVocabulary, DualSpace, GroupScores
 from tutelage.objectives.fused import FusedLoss, FusedOptions, fused_loss, fused_per_token
 from tutelage.objectives.fused.driver import (
     Block,
@@ -25,6 +25,7 @@ from tutelage.objectives.fused.driver import (
 from tutelage.objectives.fused.scores import LinearScores, Memory, exact_mode, real_entries
 from tutelage.objectives.fused.scratch import Scratch
 from tutelage.objectives.fused.tiles import tile_tokens, useful_tokens
+from tutelage.objectives.groupwise.dual import dual_space_loss
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.on_policy.policy_gradient import PolicyGradient
 from tutelage.objectives.union import WeightedSum
@@ -36,7 +37,14 @@ def can_cross(objective: Objective) -> bool:
     """Whether a student may learn by it from a teacher of another tokenizer."""
     if isinstance(objective, WeightedSum):
         return all(can_cross(part.objective) for part in objective.parts)
-    return isinstance(objective, CrossVocabulary) or not objective.needs_teacher
+    return isinstance(objective, CrossVocabulary | DualSpace) or not objective.needs_teacher
+
+
+def needs_bridge(objective: Objective) -> bool:
+    """Whether projections between the two models are trained along."""
+    if isinstance(objective, WeightedSum):
+        return any(needs_bridge(part.objective) for part in objective.parts)
+    return isinstance(objective, DualSpace)
 
 
 def groupwise_loss(
@@ -82,6 +90,15 @@ def groupwise_loss(
         return fused_loss(
             student_hidden, head, labels, objective, token_weights=token_weights, options=options
         )
+    if isinstance(objective, DualSpace):
+        return dual_space_loss(
+            student_hidden,
+            head,
+            target,
+            objective,
+            token_weights=token_weights,
+            options=options,
+        )
     if not isinstance(objective, CrossVocabulary):
         raise ConfigError(
             f"The objective is {type(objective).__name__}, and the teacher has another tokenizer "
@@ -102,7 +119,12 @@ def groupwise_per_token(
     """The value at each token, without gradient."""
     weights = student_hidden.new_ones(len(student_hidden), dtype=torch.float32)
     return groupwise_loss(
-        student_hidden, student_head, target, objective, token_weights=weights, options=options
+        student_hidden,
+        student_head,
+        target,
+        objective,
+        token_weights=weights,
+        options=options,
     ).per_token
 
 
