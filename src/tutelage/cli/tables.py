@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 _COLUMNS = (
     ("reward", "reward", ".3f"),
     ("perplexity", "perplexity", ".2f"),
+    ("bits_per_byte", "bits/byte", ".3f"),
+    ("aligned_kl", "aligned KL", ".3f"),
     ("forward_kl", "forward KL", ".3f"),
     ("top1_agreement", "top-1 agreement", ".3f"),
     ("num_parameters", "parameters", "M"),
     ("tokens_per_second", "tokens/s", ".0f"),
 )
+_OPTIONAL = {"reward", "bits_per_byte", "aligned_kl"}
+"""Columns that are there only where something was found."""
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -27,7 +31,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title=str(summary.get("title", "")), title_justify="left")
     table.add_column("")
     columns = [
-        column for column in _COLUMNS if column[0] != "reward" or any("reward" in r for r in rows)
+        column
+        for column in _COLUMNS
+        if column[0] not in _OPTIONAL or any(column[0] in row for row in rows)
     ]
     for _, title, _ in columns:
         table.add_column(title, justify="right")

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from tutelage.core.crossing import Coverage, Groups, SharedWords
 
 
 @final
@@ -109,4 +111,22 @@ class SeveralTarget:
     labels: Int[Tensor, " N"] | None = None
 
 
-Target = SeveralTarget | LogitsTarget | HiddenTarget | TopKTarget | SampledTarget
+@final
+@dataclass(frozen=True, kw_only=True)
+class OtherVocabularyTarget:
+    """A teacher with another tokenizer: its answer in its own tokens, and what lies beside what."""
+
+    teacher: HiddenTarget
+    """One row for each of the teacher's own M completion tokens, which are its labels."""
+    groups: Groups
+    words: SharedWords
+    coverage: Coverage
+    labels: Int[Tensor, " N"]
+    """The student's completion tokens."""
+    bridge: nn.Module | None = None
+    """The student's projections to this teacher's space and back, where an objective trains
+    such; whoever asks for the loss puts them in."""
+
+
+SameVocabularyTarget = SeveralTarget | LogitsTarget | HiddenTarget | TopKTarget | SampledTarget
+Target = SameVocabularyTarget | OtherVocabularyTarget

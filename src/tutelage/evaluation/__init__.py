@@ -1,5 +1,6 @@
 """How far a student is from its teacher on held-out rows, and what it says."""
 
+from tutelage.evaluation.crossed import evaluate_crossed
 from tutelage.evaluation.divergence import (
     DivergenceReport,
     EvaluationOptions,
@@ -23,6 +24,7 @@ __all__ = [
     "EvaluationOptions",
     "PositionCurve",
     "Writer",
+    "evaluate_crossed",
     "evaluate_divergence",
     "evaluate_written",
     "generate_samples",

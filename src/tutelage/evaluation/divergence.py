@@ -76,6 +76,16 @@ class DivergenceReport:
     masked out."""
     teacher_excluded_mass: float = 0.0
     """The same for the teacher."""
+    bits_per_byte: float | None = None
+    """With a teacher of another tokenizer, like all that follows: of the student, on the text
+    that both can say."""
+    teacher_bits_per_byte: float | None = None
+    aligned_kl: float | None = None
+    """Forward KL over the outcomes of each group of tokens, for each trained token."""
+    held_out_loss: float | None = None
+    """The objective's own value."""
+    aligned_token_share: float | None = None
+    aligned_byte_share: float | None = None
     by_position: PositionCurve | None = None
 
     def numbers(self) -> dict[str, float]:

@@ -39,6 +39,9 @@ class CausalLM(nn.Module):
         self.model = model
         self.layout: Layout = layout
         self.training = model.training
+        self.bridge: nn.Module | None = None
+        """What is trained beside the model and kept in checkpoints, but is no part of what is
+        saved: projections to a teacher's space."""
 
     def hidden(self, view: View) -> Float[Tensor, "L D"]:
         """The last hidden state of every token, after the final norm; no logits are computed."""
@@ -81,7 +84,9 @@ class CausalLM(nn.Module):
 
     def num_parameters(self, *, trainable_only: bool = False) -> int:
         """Numbers in the weights; a tied weight counts once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
+        return sum(
+            p.numel() for p in self.model.parameters() if p.requires_grad or not trainable_only
+        )
 
     def _padded(self, view: View) -> Float[Tensor, "L D"]:
         starts: list[int] = view.row_starts.tolist()

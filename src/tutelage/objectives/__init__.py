@@ -14,6 +14,13 @@ from tutelage.objectives.concrete_score import (
     sampled_concrete_score,
 )
 from tutelage.objectives.cross_entropy import CrossEntropy
+from tutelage.objectives.cross_vocabulary import (
+    ULD,
+    AlignedKL,
+    Bridge,
+    CrossVocabulary,
+    DualSpace,
+)
 from tutelage.objectives.direct_logit import DirectLogit
 from tutelage.objectives.entries import ClipSettings, TopSupport
 from tutelage.objectives.moved_targets import (
@@ -50,14 +57,19 @@ from tutelage.objectives.softmax import excluded_mass_of_logits
 from tutelage.objectives.union import ObjectiveSettings, WeightedPart, WeightedSum, from_settings
 
 __all__ = [
+    "ULD",
+    "AlignedKL",
     "Answer",
+    "Bridge",
     "Budget",
     "ClipMeasures",
     "ClipSettings",
     "ConcreteScore",
     "CrossEntropy",
+    "CrossVocabulary",
     "DirectLogit",
     "Divergence",
+    "DualSpace",
     "Move",
     "MoveSettings",
     "NoMove",

@@ -9,8 +9,8 @@ from tutelage.core.targets import (
     HiddenTarget,
     LogitsTarget,
     PartialTarget,
+    SameVocabularyTarget,
     SeveralTarget,
-    Target,
 )
 from tutelage.objectives.fused import FusedOptions
 from tutelage.objectives.objective import Objective
@@ -21,7 +21,7 @@ from tutelage.objectives.softmax import common_size
 def plain_per_token(
     hidden: Float[Tensor, "N D"],
     head: Head,
-    target: Target,
+    target: SameVocabularyTarget,
     objective: Objective,
     options: FusedOptions,
 ) -> Float[Tensor, " N"]:

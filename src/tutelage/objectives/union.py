@@ -16,6 +16,7 @@ from tutelage.core.settings import Settings
 from tutelage.objectives import row_kernels
 from tutelage.objectives.concrete_score import ConcreteScore
 from tutelage.objectives.cross_entropy import CrossEntropy
+from tutelage.objectives.cross_vocabulary import ULD, AlignedKL, DualSpace
 from tutelage.objectives.direct_logit import DirectLogit
 from tutelage.objectives.divergences import (
     JSD,
@@ -140,6 +141,9 @@ ObjectiveSettings = Annotated[
     | CrossEntropy
     | SampledToken
     | PolicyGradient
+    | AlignedKL
+    | ULD
+    | DualSpace
     | WeightedSum,
     Field(discriminator="kind"),
 ]

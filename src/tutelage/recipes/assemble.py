@@ -26,6 +26,7 @@ from tutelage.recipes.config import (
 from tutelage.recipes.narrator import Narrator
 from tutelage.recipes.pair import (
     check_vocabularies,
+    crosses,
     load_teacher,
     student_config,
     student_tokenizer,
@@ -56,6 +57,7 @@ from tutelage.recipes.rows import (
 )
 from tutelage.recipes.several import build_several
 from tutelage.recipes.teaching import build_teacher
+from tutelage.recipes.tokenizers import add_bridge, translating_teacher, with_teacher_prompts
 from tutelage.rollouts import WritingSettings
 from tutelage.rollouts.engines import VllmEngine
 from tutelage.students import (
@@ -137,6 +139,9 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         tokenizer = student_tokenizer(recipe)
         num_real = check_vocabularies(recipe, tokenizer)
         rows = prepare_rows(recipe, tokenizer)
+        crossed = crosses(recipe, tokenizer)
+        if crossed:
+            rows = with_teacher_prompts(rows, recipe, tokenizer)
         shapes = {"student": student_config(recipe), "teacher": teacher_config(recipe)}
         refuse_dense(recipe, shapes["student"])
         refuse_no_room(recipe, rows.training, shapes)
@@ -168,6 +173,9 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         )
     with narrator.stage("Loading the teacher"):
         model = load_teacher(recipe, ranks.device)
+    if crossed:
+        # It is no origin of a student and writes no rows: nobody may ask it in other ids.
+        return replace(work, teacher=translating_teacher(recipe, rows, tokenizer, model.lm))
     teacher = LiveTeacher(
         model.lm,
         num_real=num_real,
@@ -234,6 +242,7 @@ def make_student(recipe: Recipe, work: Work) -> LoadedModel:
         seed=seed_for(recipe.seed, "student"),
     )
     prepare_routers(recipe, student)
+    add_bridge(recipe, student.lm, work.teacher)
     return student
 
 

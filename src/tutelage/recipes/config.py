@@ -41,6 +41,9 @@ class LiveTeacherSettings(Settings):
     """Run Python code that comes with the model. Off unless you have read that code."""
     remember_megabytes: NonNegativeInt = 1024
     """How much memory may hold answers already given, so that later epochs cost no forward."""
+    special_tokens: Mapping[str, str] | None = None
+    """Where the tokenizers differ: the student's special token by name to the teacher's that does
+    the same. Null pairs ends of turns, ends of texts and equal names."""
 
 
 @final

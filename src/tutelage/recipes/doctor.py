@@ -26,6 +26,7 @@ from tutelage.recipes.config import (
 )
 from tutelage.recipes.pair import (
     check_vocabularies,
+    crosses,
     student_config,
     student_tokenizer,
     teacher_config,
@@ -42,6 +43,7 @@ from tutelage.recipes.rows import (
     with_views,
     writes,
 )
+from tutelage.recipes.tokenizers import told_of_fit
 from tutelage.rollouts import WritingSettings
 from tutelage.students import lora_of
 from tutelage.text import num_tokens
@@ -80,6 +82,7 @@ def examine(recipe: Recipe) -> list[Finding]:
     found += _collected("rows", lambda: _rows(recipe, rows))
     found += _collected("chat template", lambda: _template(recipe, tokenizer, rows))
     found += _collected(_where(recipe), lambda: _elsewhere(recipe, tokenizer, rows))
+    found += _collected("tokenizers", lambda: _tokenizers(recipe, tokenizer, rows))
     found += _collected("privileged context", lambda: _context(recipe, rows))
     found += _collected("end of turn", lambda: _ends(recipe, tokenizer, shape, rows))
     found += _collected("lengths", lambda: _lengths(recipe, rows, shape, teacher))
@@ -155,6 +158,8 @@ def _vocabulary(
     num_real = check_vocabularies(recipe, tokenizer)
     if num_real is None or teacher is None:
         yield _fine("vocabulary", f"{vocabulary_size(shape):,} entries, no teacher to agree with")
+        return
+    if crosses(recipe, tokenizer):
         return
     text = f"student and teacher share {num_real:,} entries"
     heads = [vocabulary_size(shape), vocabulary_size(teacher)]
@@ -264,6 +269,15 @@ def _elsewhere(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Rows) -
 def _where(recipe: Recipe) -> str:
     """Whence a teacher that is not loaded answers."""
     return "server" if isinstance(recipe.teacher, RemoteTeacherSettings) else "cache"
+
+
+def _tokenizers(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Rows
+) -> Iterator[Finding]:
+    if recipe.teacher is None or not crosses(recipe, tokenizer):
+        return
+    for well, text in told_of_fit(recipe, tokenizer, rows.training):
+        yield (_fine if well else _note)("tokenizers", text)
 
 
 def _is_plain(row: Rollout) -> bool:

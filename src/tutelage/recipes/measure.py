@@ -13,6 +13,7 @@ from tutelage.core.seeds import seed_for
 from tutelage.evaluation import (
     DivergenceReport,
     Writer,
+    evaluate_crossed,
     evaluate_divergence,
     evaluate_written,
     generate_samples,
@@ -27,6 +28,7 @@ from tutelage.recipes.config import Recipe
 from tutelage.recipes.narrator import Narrator
 from tutelage.rewards import make_verifier
 from tutelage.rollouts.engines import Sampling
+from tutelage.teachers import TranslatingTeacher
 from tutelage.text import collate, cut
 from tutelage.training import Event, Started, StepDone
 
@@ -80,12 +82,16 @@ class Measurer:
     def report(self) -> DivergenceReport:
         """Everything measured of the student as it is now."""
         if self._report is None:
-            self._report = evaluate_divergence(
-                self._student.lm,
-                self._work.measured_by,
-                batches(self._work.rows.held_out, self._recipe, self._work),
-                options=evaluation_options(self._recipe),
-            )
+            lm, teacher = self._student.lm, self._work.measured_by
+            pieces = batches(self._work.rows.held_out, self._recipe, self._work)
+            options = evaluation_options(self._recipe)
+            if isinstance(teacher, TranslatingTeacher):
+                objective = self._recipe.objective
+                self._report = evaluate_crossed(
+                    lm, teacher, pieces, objective=objective, options=options
+                )
+            else:
+                self._report = evaluate_divergence(lm, teacher, pieces, options=options)
         return self._report
 
     def snapshot(self) -> "Snapshot":
@@ -153,6 +159,7 @@ class Scribe:
             "reverse_kl": report.reverse_kl,
             "top1_agreement": report.top1_agreement,
             "student_entropy": report.student_entropy,
+            **crossed_of(report),
             **reward_of(measurer.written()),
             "num_parameters": student.lm.num_parameters(),
             "tokens_per_second": speed,
@@ -161,6 +168,8 @@ class Scribe:
     def teacher_row(self, report: DivergenceReport) -> dict[str, Any] | None:
         """The teacher's own line of the table, and its samples; None without a teacher."""
         model = self.work.teacher_model
+        if report.teacher_bits_per_byte is not None:
+            return {"name": "teacher", "bits_per_byte": report.teacher_bits_per_byte}
         if model is None:
             # What is known of a teacher that is not loaded is neither how it writes nor how fast.
             kind = None if self.recipe.teacher is None else self.recipe.teacher.kind
@@ -199,12 +208,14 @@ class Scribe:
 
     def _tokens(self, when: str, student: LoadedModel) -> None:
         rows = self.work.rows.held_out[: self.recipe.evaluation.num_token_rows]
-        if self.work.measured_by is None or not rows:
+        teacher = self.work.measured_by
+        # The token view shows the student's tokens, each beside the teacher's favourite.
+        if teacher is None or isinstance(teacher, TranslatingTeacher) or not rows:
             return
         pieces = cut(rows, max_tokens=self.recipe.evaluation.max_tokens)
         lines = token_rows(
             student.lm,
-            self.work.measured_by,
+            teacher,
             [(collate(piece, device=self.work.device), piece) for piece in pieces],
             tokenizer=self.work.tokenizer,
             when=when,
@@ -235,6 +246,12 @@ def _agreeing_teacher(report: DivergenceReport) -> dict[str, Any]:
         "reverse_kl": 0.0,
         "top1_agreement": 1.0,
     }
+
+
+def crossed_of(report: DivergenceReport) -> dict[str, float]:
+    """What the table of results shows where the teacher has another tokenizer."""
+    shown = {"bits_per_byte": report.bits_per_byte, "aligned_kl": report.aligned_kl}
+    return {name: value for name, value in shown.items() if value is not None}
 
 
 def read_object(path: Path) -> dict[str, Any]:

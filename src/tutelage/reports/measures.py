@@ -122,6 +122,26 @@ _MEASURES = {
         show=_two_decimals,
         meaning="Of the held-out completions; 1 would be certainty.",
     ),
+    "bits_per_byte": Measure(
+        label="Bits a byte",
+        better="lower",
+        show=_two_decimals,
+        meaning="Of the held-out text that both tokenizers can say: comparable across tokenizers, "
+        "as perplexity is not.",
+    ),
+    "teacher_bits_per_byte": Measure(label="The teacher's bits a byte", show=_two_decimals),
+    "aligned_kl": Measure(
+        label="Aligned KL",
+        unit="nats",
+        better="lower",
+        meaning="Forward KL over what may come next where tokens of both tokenizers begin "
+        "together, for each held-out token.",
+    ),
+    "held_out_loss": Measure(label="Held-out loss"),
+    "aligned_single_share": Measure(label="Tokens beside one of the teacher's", show=percent),
+    "aligned_token_share": Measure(label="Tokens with a partner", show=percent),
+    "aligned_byte_share": Measure(label="Aligned bytes", show=percent),
+    "aligned_lost_row_share": Measure(label="Rows the teacher cannot say", show=percent),
     "num_parameters": Measure(label="Parameters", show=short_count),
     "tokens_per_second": Measure(label="Tokens/s", show=short_count),
     "trained_tokens": Measure(label="Trained tokens", show=short_count),

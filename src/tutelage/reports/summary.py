@@ -14,6 +14,8 @@ Row = Mapping[str, Any]
 _COLUMNS = (
     "reward",
     "written_tokens",
+    "bits_per_byte",
+    "aligned_kl",
     "forward_kl",
     "reverse_kl",
     "top1_agreement",

@@ -7,6 +7,7 @@ from tutelage.teachers.remote import RemoteTeacher, RemoteTeacherSettings
 from tutelage.teachers.self_teacher import AverageTeacher, SelfTeacher, Weights, self_teacher
 from tutelage.teachers.several import ByRow, ByWeight, SeveralTeachers, blended_by
 from tutelage.teachers.teacher import Teacher
+from tutelage.teachers.translating import TranslatingTeacher
 
 __all__ = [
     "AverageTeacher",
@@ -20,6 +21,7 @@ __all__ = [
     "SelfTeacher",
     "SeveralTeachers",
     "Teacher",
+    "TranslatingTeacher",
     "Weights",
     "blended_by",
     "self_teacher",

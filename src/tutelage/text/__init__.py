@@ -4,7 +4,7 @@ from tutelage.text.chat import Formatted, Formatter, TooLongError
 from tutelage.text.collate import collate, cut, key_of, num_tokens
 from tutelage.text.contexts import COLUMNS, Context, Shown, TeacherView, wording_file
 from tutelage.text.fingerprint import template_hash, tokenizer_hash
-from tutelage.text.vocabulary import VocabularyMatch, match
+from tutelage.text.vocabulary import VocabularyMatch, agree, match
 
 __all__ = [
     "COLUMNS",
@@ -15,6 +15,7 @@ __all__ = [
     "TeacherView",
     "TooLongError",
     "VocabularyMatch",
+    "agree",
     "collate",
     "cut",
     "key_of",

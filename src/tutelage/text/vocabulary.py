@@ -45,17 +45,14 @@ def match(
     student, teacher = _words(student_tokenizer), _words(teacher_tokenizer)
     _check_rows("student", student, student_rows)
     _check_rows("teacher", teacher, teacher_rows)
-    length = max(len(student), len(teacher))
-    num_shared = next((at for at in range(length) if _at(student, at) != _at(teacher, at)), length)
-    both = (student_tokenizer, teacher_tokenizer)
-    added = {str(token) for one in both for token in one.added_tokens_decoder.values()}
-    beyond = [*student[num_shared:], *teacher[num_shared:]]
-    if any(word is not None and word not in added for word in beyond):
+    num_shared = _num_shared(student, teacher)
+    if not agree(student_tokenizer, teacher_tokenizer):
         mine, theirs = _at(student, num_shared), _at(teacher, num_shared)
         message = (
             f"The student's token {num_shared} is {mine!r} and the teacher's is {theirs!r}; "
             "both models must have the same tokenizer. Choose a student of the teacher's family, "
-            "or a pruned or fresh one, which takes the teacher's tokenizer."
+            "or a pruned or fresh one, which takes the teacher's tokenizer; or an objective across "
+            "vocabularies, such as objective.kind: aligned_kl."
         )
         raise ModelError(message)
     return VocabularyMatch(
@@ -63,6 +60,23 @@ def match(
         student_excluded=student_rows - num_shared,
         teacher_excluded=teacher_rows - num_shared,
     )
+
+
+def agree(
+    student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Whether every ordinary token has the same id on both sides: what `match` asks for."""
+    student, teacher = _words(student_tokenizer), _words(teacher_tokenizer)
+    num_shared = _num_shared(student, teacher)
+    both = (student_tokenizer, teacher_tokenizer)
+    added = {str(token) for one in both for token in one.added_tokens_decoder.values()}
+    beyond = [*student[num_shared:], *teacher[num_shared:]]
+    return all(word is None or word in added for word in beyond)
+
+
+def _num_shared(student: list[str | None], teacher: list[str | None]) -> int:
+    length = max(len(student), len(teacher))
+    return next((at for at in range(length) if _at(student, at) != _at(teacher, at)), length)
 
 
 def _words(tokenizer: PreTrainedTokenizerBase) -> list[str | None]:

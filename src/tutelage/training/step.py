@@ -1,18 +1,20 @@
 """One optimiser step: score, compare, go backwards, clip, move the student's weights once."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tutelage.core.crossing import Coverage
 from tutelage.core.errors import NumericsError
 from tutelage.core.records import TokenBatch
 from tutelage.core.targets import (
     HiddenTarget,
     LogitsTarget,
+    OtherVocabularyTarget,
     SampledTarget,
     SeveralTarget,
     Target,
@@ -168,7 +170,7 @@ class Stepper:
         policy = self._module.policy
         found = [c.policy for c in comparisons if c.policy is not None]
         if policy is None or not found:
-            return {}
+            return self._covered(comparisons)
         rewards = torch.stack([one.share.double() for one in found]).sum()
         here = torch.cat([torch.stack([one.sums for one in found]).sum(dim=0), rewards[None]])
         sums = self._ranks.total(here)
@@ -180,6 +182,15 @@ class Stepper:
         if window.num_picked_rows is not None and int(window.num_picked_rows):
             numbers["distill_loss"] = (loss - float(sums[-1])) / policy.policy.distill_weight
         return numbers
+
+    def _covered(self, comparisons: list[Comparison]) -> Mapping[str, float]:
+        """How much a teacher of another tokenizer could be compared on; nothing with others."""
+        found = [c.coverage for c in comparisons if c.coverage is not None]
+        if not found:
+            return {}
+        here = torch.tensor(astuple(sum(found, Coverage())), device=self._ranks.device)
+        counts: list[int] = self._ranks.total(here).tolist()
+        return Coverage.of(counts).numbers()
 
     def _target(self, batch: TokenBatch) -> Target:
         if self._teacher is None:
@@ -247,6 +258,8 @@ def _numbers(target: Target) -> Tensor:
             return numbers
         case TopKTarget(logp=numbers) | SampledTarget(weights=numbers):
             return numbers
+        case OtherVocabularyTarget(teacher=one):
+            return one.hidden
         case SeveralTarget(members=members):
             return torch.cat([one.hidden.flatten() for one in members])
 

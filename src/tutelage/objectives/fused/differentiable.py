@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from tutelage.core.targets import Head, PartialTarget, Target
+from tutelage.core.targets import Head, PartialTarget, SameVocabularyTarget
 from tutelage.objectives.fused.driver import (
     Block,
     BlockFunction,
@@ -29,7 +29,7 @@ _DEFAULTS = FusedOptions()
 def fused_loss(
     student_hidden: Float[Tensor, "N D"],
     student_head: Head,
-    target: Target,
+    target: SameVocabularyTarget,
     objective: Objective,
     *,
     token_weights: Float[Tensor, " N"],
@@ -52,7 +52,7 @@ def fused_loss(
 def fused_per_token(
     student_hidden: Float[Tensor, "N D"],
     student_head: Head,
-    target: Target,
+    target: SameVocabularyTarget,
     objective: Objective,
     *,
     options: FusedOptions = _DEFAULTS,
@@ -72,7 +72,7 @@ class _Call:
     """All that autograd need not see."""
 
     head: Head
-    target: Target
+    target: SameVocabularyTarget
     objective: Objective
     options: FusedOptions
     token_weights: Tensor | None = None

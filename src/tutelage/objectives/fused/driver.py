@@ -14,9 +14,9 @@ from tutelage.core.targets import (
     HiddenTarget,
     LogitsTarget,
     PartialTarget,
+    SameVocabularyTarget,
     SampledTarget,
     SeveralTarget,
-    Target,
     TopKTarget,
 )
 from tutelage.objectives.fused.blended import BlendedScores
@@ -62,7 +62,7 @@ class Problem:
 
     student_hidden: Float[Tensor, "N D"]
     student_head: Head
-    target: Target | None
+    target: SameVocabularyTarget | None
     """None where only the student is looked at."""
     options: FusedOptions
     given_labels: Int[Tensor, " N"] | None = None
@@ -90,7 +90,7 @@ class Problem:
         return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
-def _numbers(target: Target) -> Tensor:
+def _numbers(target: SameVocabularyTarget) -> Tensor:
     match target:
         case HiddenTarget(hidden=numbers) | LogitsTarget(logits=numbers):
             return numbers

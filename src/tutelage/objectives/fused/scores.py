@@ -14,8 +14,8 @@ from tutelage.core.targets import (
     HiddenTarget,
     LogitsTarget,
     PartialTarget,
+    SameVocabularyTarget,
     SeveralTarget,
-    Target,
 )
 from tutelage.objectives.fused.options import LogitsMode
 from tutelage.objectives.fused.scratch import Scratch
@@ -31,7 +31,7 @@ def real_entries(side: Head | LogitsTarget) -> int:
     return entries if side.num_real is None else min(side.num_real, entries)
 
 
-def target_entries(target: Target, *, student: int) -> int:
+def target_entries(target: SameVocabularyTarget, *, student: int) -> int:
     """The same for a teacher's answer; one that does not say has as many as the student."""
     if isinstance(target, PartialTarget):
         return target.num_real or student

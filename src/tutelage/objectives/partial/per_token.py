@@ -8,7 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tutelage.core.errors import ConfigError, DataError
-from tutelage.core.targets import PartialTarget, Rest, SampledTarget, Target, TopKTarget
+from tutelage.core.targets import (
+    PartialTarget,
+    Rest,
+    SameVocabularyTarget,
+    SampledTarget,
+    TopKTarget,
+)
 from tutelage.objectives import row_kernels
 from tutelage.objectives.concrete_score import ConcreteScore
 from tutelage.objectives.cross_entropy import CrossEntropy
@@ -48,7 +54,7 @@ def refuse(objective: Objective, target: PartialTarget, num_entries: int) -> Non
         )
 
 
-def refuse_move(target: Target | None, move: Move | None) -> None:
+def refuse_move(target: SameVocabularyTarget | None, move: Move | None) -> None:
     """Refuse to move a target of which only a part is known.
 
     Raises:

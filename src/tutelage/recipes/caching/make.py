@@ -18,7 +18,7 @@ from tutelage.recipes.caching.check import refuse_recipe
 from tutelage.recipes.caching.serve import Language, template_of
 from tutelage.recipes.config import Recipe, alone
 from tutelage.recipes.narrator import Narrator, Silence
-from tutelage.recipes.pair import check_vocabularies, load_teacher, student_tokenizer
+from tutelage.recipes.pair import check_vocabularies, crosses, load_teacher, student_tokenizer
 from tutelage.recipes.rows import prepare_rows
 from tutelage.teachers import LiveTeacher
 from tutelage.teachers.cache import (
@@ -115,6 +115,11 @@ def make_cache(
     refuse_recipe(recipe, wanted)
     with narrator.stage("Reading the rows"):
         tokenizer = student_tokenizer(recipe)
+        if crosses(recipe, tokenizer):
+            raise ConfigError(
+                "The teacher has another tokenizer than the student, and answers are kept by the "
+                "student's tokens; it must have the same to be cached. Use it live."
+            )
         language = Language(tokenizer=tokenizer, num_real=check_vocabularies(recipe, tokenizer))
         rows = prepare_rows(recipe, tokenizer)
     with locked(folder):

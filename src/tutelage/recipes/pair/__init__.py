@@ -2,6 +2,7 @@
 
 from tutelage.recipes.pair.who import (
     check_vocabularies,
+    crosses,
     each_teacher,
     load_teacher,
     student_config,
@@ -14,6 +15,7 @@ from tutelage.recipes.pair.who import (
 
 __all__ = [
     "check_vocabularies",
+    "crosses",
     "each_teacher",
     "load_teacher",
     "student_config",

@@ -17,6 +17,7 @@ from tutelage.recipes.config import (
     SeveralTeacherSettings,
     varied,
 )
+from tutelage.recipes.pair.languages import own_entries
 from tutelage.recipes.toy import byte_tokenizer, toy_config, toy_teacher
 from tutelage.students import (
     FreshStudent,
@@ -221,21 +222,38 @@ def _needs_a_teacher(recipe: Recipe) -> ConfigError:
 def check_vocabularies(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """How many entries student and teacher share; None without a teacher.
 
+    Where their tokenizers differ and the objective bridges them, the student's own.
+
     Raises:
         ModelError: they speak different languages; says what to do.
+        ConfigError: they do, and a setting does not go with that.
     """
     if isinstance(recipe.teacher, SeveralTeacherSettings):
+        # Asked of all of them together first: one by one they might do with another tokenizer.
+        for one in each_teacher(recipe).values():
+            words = teacher_tokenizer(one)
+            if words is not None:
+                own_entries(recipe, tokenizer, words)
         found = [check_vocabularies(one, tokenizer) for one in each_teacher(recipe).values()]
         return min(shared for shared in found if shared is not None)
     teacher_words, config = teacher_tokenizer(recipe), teacher_config(recipe)
     if teacher_words is None or config is None:
         return None
+    own = own_entries(recipe, tokenizer, teacher_words)
+    if own is not None:
+        return own
     student = student_config(recipe)
     try:
         found = match(tokenizer, teacher_words, vocabulary_size(student), vocabulary_size(config))
     except ModelError as error:
         raise ModelError(f"student and teacher: {error}") from error
     return found.num_real
+
+
+def crosses(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the teacher has another tokenizer than the student, and the recipe does with that."""
+    words = teacher_tokenizer(recipe)
+    return words is not None and own_entries(recipe, tokenizer, words) is not None
 
 
 def vocabulary_size(config: PretrainedConfig) -> int:

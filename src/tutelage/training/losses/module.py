@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from tutelage.core.crossing import Coverage
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import Head, LogitsTarget, Target
+from tutelage.core.targets import Head, LogitsTarget, OtherVocabularyTarget, Target
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.routers import checkpointing_options
 from tutelage.objectives import Move, NoMove, Objective, PolicyGradient, Taid, token_advantages
 from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
+from tutelage.objectives.groupwise import groupwise_loss, groupwise_per_token
 from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.policies import Policy
 from tutelage.training.losses.drift import Drift, drift_of
@@ -53,6 +55,8 @@ class Comparison:
     """Of a step that learns from rewards by a policy."""
     drift: Drift | None = None
     """How far the student is from who drew the tokens, where that is measured."""
+    coverage: Coverage | None = None
+    """How much could be compared, where the teacher has another tokenizer."""
 
 
 @final
@@ -180,6 +184,9 @@ class LossModule(nn.Module):
     ) -> Float[Tensor, " N"]:
         """Of each token by the unmoved target, without gradient."""
         head = self.student.head
+        if isinstance(target, OtherVocabularyTarget):
+            target = replace(target, bridge=self.student.bridge)
+            return groupwise_per_token(hidden, head, target, objective, options=self._options)
         if self._fused:
             return fused_per_token(hidden, head, target, objective, options=self._options)
         return plain_per_token(hidden, head, target, objective, self._options)
@@ -217,7 +224,13 @@ class LossModule(nn.Module):
             )
         share, per_token = self._loss(hidden, target, self._objective, weighed, options)
         moved = None if measured is None else measured.mean(weighed)
-        return Comparison(share=share, per_token=per_token, moved_cross_entropy=moved, drift=drift)
+        return Comparison(
+            share=share,
+            per_token=per_token,
+            moved_cross_entropy=moved,
+            drift=drift,
+            coverage=target.coverage if isinstance(target, OtherVocabularyTarget) else None,
+        )
 
     def _loss(
         self,
@@ -229,6 +242,12 @@ class LossModule(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, " N"]]:
         """The weighted sum, differentiable; and each token's nats, which are not."""
         head = self.student.head
+        if isinstance(target, OtherVocabularyTarget):
+            target = replace(target, bridge=self.student.bridge)
+            result = groupwise_loss(
+                hidden, head, target, objective, token_weights=weights, options=options
+            )
+            return result.loss, result.per_token
         if self._fused:
             result = fused_loss(
                 hidden, head, target, objective, token_weights=weights, options=options
