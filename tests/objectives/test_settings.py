@@ -19,7 +19,7 @@ KINDS = {
 PROMISED = (
     "forward_kl reverse_kl jeffreys symmetric_kl jsd skew_forward_kl skew_reverse_kl "
     "total_variation alpha_beta adaptive_kl amid todi direct_logit concrete_score cross_entropy "
-    "sampled_token policy_gradient weighted_sum"
+    "sampled_token policy_gradient aligned_kl uld dual_space weighted_sum"
 )
 
 ONE_PART = {"weight": 1.0, "objective": {"kind": "forward_kl"}}
@@ -48,13 +48,17 @@ OTHER_VALUES: dict[str, Case] = {
     "clip": {"clip": {"kind": "token_weight"}},
     "support": {"support": {"num_entries": 3}},
     "parts": {"parts": [ONE_PART, ONE_PART]},
+    "divergence": {"divergence": {"kind": "jsd"}},
 }
+
+# Those that matter only where tokenizers differ are tried in cross_vocabulary/.
+ACROSS = {("aligned_kl", "rest_weight")}
 
 EVERY_SETTING = [
     (kind, name)
     for kind, settings in KINDS.items()
     for name in settings.model_fields
-    if name != "kind"
+    if name != "kind" and kind != "dual_space" and (kind, name) not in ACROSS
 ]
 
 

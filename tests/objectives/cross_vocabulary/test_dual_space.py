@@ -1,6 +1,7 @@
 """Distillation in two spaces: its definition, its gradients, and which pairs it looks at."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.func import functional_call
 
 from tests.objectives.cross_vocabulary.problems import Problem, problem
 from tutelage.core.errors import ConfigError
-from tutelage.objectives import Bridge, DualSpace
+from tutelage.objectives import AlignedKL, Bridge, DualSpace
 from tutelage.objectives.fused import FusedOptions
 from tutelage.objectives.groupwise import can_cross, groupwise_loss, needs_bridge
 from tutelage.objectives.plain import plain_logits
@@ -112,3 +113,23 @@ def test_it_needs_projections_and_another_vocabulary() -> None:
         loss_of(problem(), DualSpace())
     with pytest.raises(ConfigError, match=r"it must have another.*Use forward_kl"):
         DualSpace().from_logits(torch.zeros(1, 3), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": 1.0}, {"student_space": 0.5}, {"teacher_space": 0.5}, {"only_right": False}],
+)
+@torch.no_grad()
+def test_every_setting_changes_something(settings: dict[str, Any]) -> None:
+    assert float(loss_of(bridged(), DualSpace())) != pytest.approx(
+        float(loss_of(bridged(), DualSpace(**settings)))
+    )
+
+
+def test_what_words_of_one_side_count_changes_something() -> None:
+    own = bridged()
+    losses = {
+        float(groupwise_loss(own.hidden, own.head, own.target, one, token_weights=own.weights).loss)
+        for one in (AlignedKL(), AlignedKL(rest_weight=0.5), AlignedKL(rest_weight=0))
+    }
+    assert len(losses) == 3
