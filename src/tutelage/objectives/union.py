@@ -18,20 +18,7 @@ from tutelage.objectives.concrete_score import ConcreteScore
 from tutelage.objectives.cross_entropy import CrossEntropy
 from tutelage.objectives.cross_vocabulary import ULD, AlignedKL, DualSpace
 from tutelage.objectives.direct_logit import DirectLogit
-from tutelage.objectives.divergences import (
-    JSD,
-    AdaptiveKL,
-    AlphaBeta,
-    AMiD,
-    ForwardKL,
-    Jeffreys,
-    ReverseKL,
-    SkewForwardKL,
-    SkewReverseKL,
-    SymmetricKL,
-    ToDi,
-    TotalVariation,
-)
+from tutelage.objectives.divergences import Divergence
 from tutelage.objectives.entries import ClipSettings, TopSupport
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.on_policy.policy_gradient import PolicyGradient
@@ -124,18 +111,7 @@ class WeightedSum(Objective):
 
 
 ObjectiveSettings = Annotated[
-    ForwardKL
-    | ReverseKL
-    | Jeffreys
-    | SymmetricKL
-    | JSD
-    | SkewForwardKL
-    | SkewReverseKL
-    | TotalVariation
-    | AlphaBeta
-    | AdaptiveKL
-    | AMiD
-    | ToDi
+    Divergence
     | DirectLogit
     | ConcreteScore
     | CrossEntropy

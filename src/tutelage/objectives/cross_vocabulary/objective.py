@@ -16,38 +16,9 @@ from tutelage.objectives.cross_vocabulary.outcomes import (
     outcomes,
     sorted_distance,
 )
-from tutelage.objectives.divergences import (
-    JSD,
-    AdaptiveKL,
-    AlphaBeta,
-    AMiD,
-    ForwardKL,
-    Jeffreys,
-    ReverseKL,
-    SkewForwardKL,
-    SkewReverseKL,
-    SymmetricKL,
-    ToDi,
-    TotalVariation,
-)
+from tutelage.objectives.divergences import Divergence, ForwardKL
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.softmax import log_softmax_at
-
-DivergenceSettings = Annotated[
-    ForwardKL
-    | ReverseKL
-    | Jeffreys
-    | SymmetricKL
-    | JSD
-    | SkewForwardKL
-    | SkewReverseKL
-    | TotalVariation
-    | AlphaBeta
-    | AdaptiveKL
-    | AMiD
-    | ToDi,
-    Field(discriminator="kind"),
-]
 
 
 class CrossVocabulary(Objective, ABC):
@@ -92,7 +63,7 @@ class AlignedKL(CrossVocabulary):
 
     kind: Literal["aligned_kl"] = "aligned_kl"
 
-    divergence: DivergenceSettings = ForwardKL()
+    divergence: Annotated[Divergence, Field(discriminator="kind")] = ForwardKL()
     """Over the outcomes, such as {kind: jsd}; its temperature is for all of it."""
 
     rest_weight: Annotated[float, Ge(0)] = 1.0

@@ -1,5 +1,7 @@
 """Objectives that compare two next-token distributions, with the pure functions behind them."""
 
+from typing import TypeAlias
+
 from tutelage.objectives.divergences.adaptive import AdaptiveKL, ToDi, adaptive_kl, todi
 from tutelage.objectives.divergences.alpha_beta import AlphaBeta, alpha_beta
 from tutelage.objectives.divergences.amid import AMiD, alpha_mixture_logp
@@ -31,11 +33,28 @@ from tutelage.objectives.divergences.mixtures import (
 )
 from tutelage.objectives.divergences.total_variation import TotalVariation, total_variation
 
+Divergence: TypeAlias = (
+    ForwardKL
+    | ReverseKL
+    | Jeffreys
+    | SymmetricKL
+    | JSD
+    | SkewForwardKL
+    | SkewReverseKL
+    | TotalVariation
+    | AlphaBeta
+    | AdaptiveKL
+    | AMiD
+    | ToDi
+)
+"""Every objective that compares two distributions entry by entry."""
+
 __all__ = [
     "JSD",
     "AMiD",
     "AdaptiveKL",
     "AlphaBeta",
+    "Divergence",
     "Entrywise",
     "ForwardKL",
     "Jeffreys",
