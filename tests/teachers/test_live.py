@@ -186,5 +186,6 @@ def test_gigabytes_are_not_kept_alive_by_a_small_row() -> None:
     teacher = LiveTeacher(CausalLM(tiny_llama()), remember_bytes=10**6)
     batch = collate(rollouts(4))
     teacher.score(batch)
-    kept = sum(t.untyped_storage().nbytes() for t in teacher._reader.memory._rows.values())
+    rows = teacher._reader.memory._rows.values()
+    kept = sum(t.untyped_storage().nbytes() for row in rows for t in row.values())
     assert kept == teacher.remembered_bytes == len(batch.labels) * 32 * 4

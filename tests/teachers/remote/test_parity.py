@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.served import Reply, Server, between
-from tests.teachers.remote.conftest import ENTRIES, REAL, Ask, rollouts
+from tests.teachers.remote.conftest import ENTRIES, REAL, WIDTH, Ask, rollouts
 from tutelage.core.records import TokenBatch
 from tutelage.core.targets import HiddenTarget, LogitsTarget, Target, TopKTarget
 from tutelage.models import CausalLM
@@ -112,6 +112,14 @@ def test_what_was_answered_is_not_asked_again(ask: Ask, server: Server) -> None:
         for _ in range(2):
             forgetful.score(collate(rollouts()))
         assert proxy.asked[num_asked:].count("/score") == 4
+
+
+def test_a_remembered_row_keeps_no_response_alive(ask: Ask) -> None:
+    teacher = ask(rows_per_request=5)
+    teacher.score(collate(rollouts()))
+    rows = teacher._memory._rows.values()
+    kept = sum(t.untyped_storage().nbytes() for row in rows for t in row.values())
+    assert kept == teacher._memory.num_bytes == 26 * WIDTH * 4
 
 
 def test_the_head_is_fetched_once_and_again_where_it_is_damaged(

@@ -148,6 +148,19 @@ def test_rows_read_side_by_side_have_the_same_numbers_up_to_rounding(lm: CausalL
             torch.testing.assert_close(mine["hidden"], theirs["hidden"], rtol=1e-5, atol=1e-5)
 
 
+def test_each_row_is_read_by_itself_unless_batches_are_asked_for(lm: CausalLM) -> None:
+    """Bits that depend on the row alone follow from this; small models would show no others."""
+    seen: list[int] = []
+    embedding = lm.model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda _module, args: seen.append(args[0].numel()))
+    lengths = [len(row.ids) for row in rows()]
+    done(Worker(lm).submit(rows(), HIDDEN))
+    assert seen == lengths
+    done(Worker(lm, batch_tokens=1000).submit(rows(), HIDDEN))
+    hook.remove()
+    assert seen == [*lengths, sum(lengths)]
+
+
 def test_forms_may_be_mixed_in_one_reading(lm: CausalLM) -> None:
     worker = Worker(lm, batch_tokens=1000)
     forms = [HIDDEN, Wanted(answer="logits", num_real=REAL), Wanted(answer="top_k", num_real=9)]
