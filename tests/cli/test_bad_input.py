@@ -62,7 +62,7 @@ def save_tiny(folder: Path, **sizes: Any) -> str:
         ),
         (
             ["temperature=2"],
-            "temperature is not a setting of a recipe. Did you mean rollouts.temperature or obj",
+            "temperature is not a setting of a recipe. Did you mean teacher.temperature or rol",
         ),
         (
             ["student={kind: loaded}"],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.tiny_runs import settings, student, trainer, watched, weights
+from tests.training.tiny_runs import on_policy, settings, student, trainer, watched, weights
 from tutelage.core.run_log import read_metrics
 from tutelage.training import Groups, Ranks, TrainingSettings
 from tutelage.training.losses import module as loss_module
@@ -55,6 +55,12 @@ def loss_options(folder: Path, chosen: TrainingSettings) -> Any:
     return [(o.logits, o.memory_bytes, o.matmul_dtype) for o in asked]
 
 
+def names_logged(folder: Path, chosen: TrainingSettings) -> Any:
+    """What the log says of rows that the student has written."""
+    rows = on_policy("student", student()).take(8)
+    return watched(trainer(data=rows, settings=chosen), lambda r: sorted(r.numbers()))
+
+
 def cut_up(folder: Path, chosen: TrainingSettings) -> Any:
     """Which rows of groups of four each step of a batch got."""
     lm = student()
@@ -90,6 +96,7 @@ CHANGES: dict[str, tuple[Any, Callable[[Path, TrainingSettings], Any]]] = {
     "fused": (False, loss_options),
     "loss_logits": ("native", loss_options),
     "loss_megabytes": (1, loss_options),
+    "measure_drift": (True, names_logged),
     "evaluate_first": (False, evaluations),
     "evaluate_every": (1, evaluations),
     "save_every": (1, checkpoints),

@@ -194,7 +194,9 @@ def test_half_precision_is_near(case: dict[str, Any]) -> None:
 def test_no_groups_are_a_loss_of_nothing_that_can_be_differentiated() -> None:
     own = problem()
     none = replace(own.target.groups, **{n: v[:0] for n, v in vars(own.target.groups).items()})
-    empty = replace(own.target.teacher, hidden=own.target.teacher.hidden[:0])
+    teacher = own.target.teacher
+    assert teacher.labels is not None
+    empty = replace(teacher, hidden=teacher.hidden[:0], labels=teacher.labels[:0])
     own = replace(own, target=replace(own.target, groups=none, teacher=empty))
     hidden = own.hidden.clone().requires_grad_()
     found = loss_of(replace(own, hidden=hidden), from_settings({"kind": "aligned_kl"}))
