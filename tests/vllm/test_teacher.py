@@ -11,6 +11,7 @@ import torch
 from tests.cli.conftest import FAST
 from tests.tiny_models import VOCABULARY, byte_tokenizer
 from tests.vllm.conftest import Server, student
+from tests.vllm.reading import write
 from tutelage.core.errors import RemoteError
 from tutelage.core.records import Prompt, Rollout
 from tutelage.core.targets import TopKTarget
@@ -27,6 +28,14 @@ pytestmark = pytest.mark.vllm
 
 TOLERANCE = 5e-5
 MOST = 20
+
+
+@pytest.fixture(autouse=True)
+def its_first_weights(vllm_server: Server) -> None:
+    """Tests of other files give the one server other weights."""
+    engine = vllm_server.engine()
+    write(engine, student())
+    engine.close()
 
 
 def settings_of(server: Server, **more: Any) -> RemoteTeacherSettings:
