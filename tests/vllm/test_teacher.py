@@ -19,6 +19,7 @@ from tutelage.models import save_model
 from tutelage.recipes.config import Recipe, load
 from tutelage.recipes.doctor import examine
 from tutelage.recipes.run import run_recipe
+from tutelage.rollouts.engines import Sampling
 from tutelage.teachers import LiveTeacher
 from tutelage.teachers.cache import AnswerSettings, stored
 from tutelage.teachers.remote import Link, RemoteTeacher, RemoteTeacherSettings, VllmApi, Wanted
@@ -34,7 +35,7 @@ MOST = 20
 def its_first_weights(vllm_server: Server) -> None:
     """Tests of other files give the one server other weights."""
     engine = vllm_server.engine()
-    write(engine, student())
+    write(engine, student(), Sampling(max_completion_tokens=1))
     engine.close()
 
 
