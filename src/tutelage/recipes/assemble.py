@@ -57,7 +57,12 @@ from tutelage.recipes.rows import (
 )
 from tutelage.recipes.several import build_several
 from tutelage.recipes.teaching import build_teacher
-from tutelage.recipes.tokenizers import add_bridge, translating_teacher, with_teacher_prompts
+from tutelage.recipes.tokenizers import (
+    add_bridge,
+    translating_teacher,
+    two_languages,
+    with_teacher_prompts,
+)
 from tutelage.rollouts import WritingSettings
 from tutelage.rollouts.engines import VllmEngine
 from tutelage.students import (
@@ -139,9 +144,10 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         tokenizer = student_tokenizer(recipe)
         num_real = check_vocabularies(recipe, tokenizer)
         rows = prepare_rows(recipe, tokenizer)
-        crossed = crosses(recipe, tokenizer)
-        if crossed:
-            rows = with_teacher_prompts(rows, recipe, tokenizer)
+        both = None
+        if crosses(recipe, tokenizer):
+            both = two_languages(recipe, tokenizer, rows.training)
+            rows = with_teacher_prompts(rows, recipe, both)
         shapes = {"student": student_config(recipe), "teacher": teacher_config(recipe)}
         refuse_dense(recipe, shapes["student"])
         refuse_no_room(recipe, rows.training, shapes)
@@ -173,9 +179,9 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
         )
     with narrator.stage("Loading the teacher"):
         model = load_teacher(recipe, ranks.device)
-    if crossed:
+    if both is not None:
         # It is no origin of a student and writes no rows: nobody may ask it in other ids.
-        return replace(work, teacher=translating_teacher(recipe, rows, tokenizer, model.lm))
+        return replace(work, teacher=translating_teacher(recipe, rows, both, model.lm))
     teacher = LiveTeacher(
         model.lm,
         num_real=num_real,

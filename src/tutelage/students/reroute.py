@@ -125,8 +125,9 @@ def _clusters(
     """The teacher's neurons of each cluster, for each of those layers; all neurons are kept."""
     found: dict[int, tuple[Tensor, ...]] = {}
     quality: list[Quality] = []
+    layers = feed_forwards(teacher)
     for at in sorted(wanted):
-        neurons = feed_forwards(teacher)[at]
+        neurons = layers[at]
         rows = neuron_rows(neurons, split.rows, normalised=split.normalised)
         sizes = Sizes.within(neurons.num_neurons, num_experts, split.size_tolerance)
         clusters, how_good = clustered(rows, split, sizes, seed_for(seed, "split", at))

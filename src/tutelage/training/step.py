@@ -20,10 +20,11 @@ from tutelage.core.targets import (
     Target,
     TopKTarget,
 )
+from tutelage.objectives.fused import labels_only
 from tutelage.objectives.reduce import token_weights
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.collect import MicroBatch, Window
-from tutelage.training.losses import Comparison, LossModule, drift_numbers, labels_only
+from tutelage.training.losses import Comparison, LossModule, drift_numbers
 from tutelage.training.metrics import StepTotals
 from tutelage.training.policy import MEASURES, Distilled, OldTokens, named_measures
 from tutelage.training.ranks import Ranks
@@ -136,7 +137,7 @@ class Stepper:
         if policy is None:
             comparison = module(batch, self._target(batch), weights, t)
         else:
-            labels = labels_only(batch, self._module.student.head)
+            labels = labels_only(batch.labels, self._module.student.head)
             distilled = self._distilled(micro_batch, window)
             comparison = module(batch, labels, weights, t, micro_batch.old, distilled)
         assert isinstance(comparison, Comparison)  # noqa: S101  modules are not typed
@@ -194,7 +195,7 @@ class Stepper:
 
     def _target(self, batch: TokenBatch) -> Target:
         if self._teacher is None:
-            return labels_only(batch, self._module.student.head)
+            return labels_only(batch.labels, self._module.student.head)
         return self._teacher.score(batch)
 
     def _totals(self, comparisons: list[Comparison], *, stop_requested: bool) -> Float[Tensor, "3"]:

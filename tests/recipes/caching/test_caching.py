@@ -2,17 +2,14 @@
 
 import json
 import multiprocessing
-import os
 import signal
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typing_extensions import override
 
 from tests.cli.conftest import FAST
+from tests.recipes.killing import Killer
 from tests.tiny_models import VOCABULARY, byte_tokenizer, tiny_llama
 from tutelage.core.errors import ConfigError, DataError, OutputError
 from tutelage.models import CausalLM, save_model
@@ -20,7 +17,6 @@ from tutelage.recipes.caching.make import CacheMade, CachePlan, make_cache
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import Recipe, load
 from tutelage.recipes.doctor import examine
-from tutelage.recipes.narrator import Advance, Narrator
 from tutelage.recipes.run import evaluate_folder, run_recipe
 
 
@@ -262,29 +258,14 @@ def test_a_run_does_not_go_on_with_the_answers_of_another_teacher(tmp_path: Path
         run_recipe(from_cache(tmp_path, "run", "keep_checkpoints=true"), resume=True)
 
 
-class Killer(Narrator):
-    """Sends SIGKILL to its own process once so many rows are written."""
-
-    def __init__(self, at: int) -> None:
-        self._at = at
-
-    @override
-    @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Generator[Advance]:
-        def advance(done: int, note: str = "") -> None:
-            if title == "Caching training rows" and done == self._at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        yield advance
-
-    @override
-    def say(self, text: str) -> None:
-        pass
-
-
 def make_and_die(folder: str, at: int) -> None:
     plan = CachePlan(answer="sampled", tokens_per_shard=60)
-    make_cache(tiny(Path(folder), "unused"), Path(folder) / "cache", plan, narrator=Killer(at))
+    make_cache(
+        tiny(Path(folder), "unused"),
+        Path(folder) / "cache",
+        plan,
+        narrator=Killer("Caching training rows", at),
+    )
 
 
 @pytest.mark.parametrize("at", [1, 40, 91])

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import re
 import signal
 import threading
@@ -16,6 +15,7 @@ import pytest
 from typing_extensions import override
 
 from tests.cli.conftest import FAST
+from tests.recipes.killing import Killer
 from tests.served import TOKEN, Server, between, serving
 from tests.tiny_models import VOCABULARY, byte_tokenizer, tiny_llama
 from tutelage.core.errors import CheckpointError, ConfigError, RemoteError
@@ -142,27 +142,6 @@ def test_a_student_that_writes_is_read_by_the_server(
         assert mine == weights(live(models, tmp_path / "two", *own))
 
 
-@final
-class Killer(Narrator):
-    """Kills its own process once a step is done."""
-
-    def __init__(self, at: int) -> None:
-        self._at = at
-
-    @override
-    @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Generator[Advance]:
-        def advance(done: int, note: str = "") -> None:
-            if title == "Training" and done == self._at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        yield advance
-
-    @override
-    def say(self, text: str) -> None:
-        pass
-
-
 @pytest.mark.parametrize("form", [{}, {"answer": "top_k", "top_k": 9}])
 def test_killed_and_resumed_it_ends_bit_for_bit_the_same(
     models: Path, server: Server, tmp_path: Path, form: dict[str, Any]
@@ -181,7 +160,7 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(
 
 
 def killed_run(recipe: str, at: int) -> None:
-    run_recipe(load(recipe), narrator=Killer(at))
+    run_recipe(load(recipe), narrator=Killer("Training", at))
 
 
 def test_a_run_pauses_while_its_server_is_dead_and_goes_on_when_it_is_back(

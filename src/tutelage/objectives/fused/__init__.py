@@ -3,6 +3,7 @@
 from tutelage.objectives.fused.differentiable import fused_loss, fused_per_token
 from tutelage.objectives.fused.measures import excluded_mass_of_hidden, fused_measures
 from tutelage.objectives.fused.options import FusedLoss, FusedOptions, Measures
+from tutelage.objectives.fused.scores import labels_only
 from tutelage.objectives.fused.scratch import release_scratch
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "fused_loss",
     "fused_measures",
     "fused_per_token",
+    "labels_only",
     "release_scratch",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
@@ -29,6 +29,13 @@ def real_entries(side: Head | LogitsTarget) -> int:
     """How many leading vocabulary entries of one side mean something."""
     entries = side.weight.shape[0] if isinstance(side, Head) else side.logits.shape[-1]
     return entries if side.num_real is None else min(side.num_real, entries)
+
+
+def labels_only(labels: Int[Tensor, " N"], head: Head) -> LogitsTarget:
+    """A target for objectives that look at no teacher: the tokens themselves."""
+    # No objective that reads labels alone looks at these scores: one zero, seen V times over.
+    zero = labels.new_zeros((1, 1), dtype=torch.float32)
+    return LogitsTarget(logits=zero.expand(len(labels), real_entries(head)), labels=labels)
 
 
 def target_entries(target: SameVocabularyTarget, *, student: int) -> int:

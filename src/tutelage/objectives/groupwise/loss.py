@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from tutelage.core.crossing import SharedWords
 from tutelage.core.errors import ConfigError
-from tutelage.core.targets import Head, HiddenTarget, LogitsTarget, OtherVocabularyTarget
+from tutelage.core.targets import Head, HiddenTarget, OtherVocabularyTarget
 from tutelage.objectives.cross_vocabulary import CrossVocabulary, DualSpace, GroupScores
 from tutelage.objectives.fused import FusedLoss, FusedOptions, fused_loss, fused_per_token
 from tutelage.objectives.fused.driver import (
@@ -22,7 +22,13 @@ from tutelage.objectives.fused.driver import (
     differentiate,
     evaluate,
 )
-from tutelage.objectives.fused.scores import LinearScores, Memory, exact_mode, real_entries
+from tutelage.objectives.fused.scores import (
+    LinearScores,
+    Memory,
+    exact_mode,
+    labels_only,
+    real_entries,
+)
 from tutelage.objectives.fused.scratch import Scratch
 from tutelage.objectives.fused.tiles import tile_tokens, useful_tokens
 from tutelage.objectives.groupwise.dual import dual_space_loss
@@ -86,7 +92,7 @@ def groupwise_loss(
             per_token=torch.stack(per_token).sum(dim=0),
         )
     if not objective.needs_teacher:
-        labels = _labels_alone(target.labels, head)
+        labels = labels_only(target.labels, head)
         return fused_loss(
             student_hidden, head, labels, objective, token_weights=token_weights, options=options
         )
@@ -164,12 +170,6 @@ def _by_groups(
     return FusedLoss(loss=loss, per_token=per_token)
 
 
-def _labels_alone(labels: Int[Tensor, " N"], head: Head) -> LogitsTarget:
-    """For objectives that look at no scores of a teacher's: one zero, seen V times over."""
-    zero = torch.zeros((1, 1), device=labels.device)
-    return LogitsTarget(logits=zero.expand(len(labels), real_entries(head)), labels=labels)
-
-
 def _later(
     side: HiddenTarget,
     groups: tuple[Int[Tensor, " G"], Int[Tensor, " G"]],
@@ -186,7 +186,7 @@ def _later(
     nats = fused_per_token(
         side.hidden[rows],
         side.head,
-        _labels_alone(side.labels[rows], side.head),
+        labels_only(side.labels[rows], side.head),
         PolicyGradient(temperature=temperature),
         options=options,
     )

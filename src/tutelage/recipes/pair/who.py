@@ -8,6 +8,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from tutelage.core.errors import ConfigError, ModelError
 from tutelage.models import LoadedModel, load_config, load_model, load_tokenizer
+from tutelage.objectives.groupwise import can_cross
 from tutelage.recipes.config import (
     CachedTeacherSettings,
     LiveTeacherSettings,
@@ -252,6 +253,8 @@ def check_vocabularies(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> in
 
 def crosses(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the teacher has another tokenizer than the student, and the recipe does with that."""
+    if not can_cross(recipe.objective):
+        return False
     words = teacher_tokenizer(recipe)
     return words is not None and own_entries(recipe, tokenizer, words) is not None
 

@@ -17,13 +17,13 @@ _HOTTEST = 2.0
 
 def contradictions_of_engine(recipe: Recipe) -> Iterator[str]:
     """One line each."""
-    settings = recipe.rollouts
     if recipe.training.measure_drift and not _comparable(recipe):
         yield (
             "training.measure_drift is true, and no token is drawn from the whole distribution "
             "(the data's, or greedy, or with top_p or top_k); it must be null or false. Remove it."
         )
-    if not isinstance(settings, WritingSettings) or settings.engine != "vllm":
+    settings = _written_by_vllm(recipe)
+    if settings is None:
         return
     if settings.temperature > _HOTTEST:
         yield (
@@ -45,8 +45,8 @@ def make_vllm(recipe: Recipe, student: CausalLM, ranks: Ranks) -> VllmEngine | N
         ConfigError: several processes would give their weights to one server.
         MissingDependencyError: there is no Python with vLLM where one is needed.
     """
-    rollouts = recipe.rollouts
-    if not isinstance(rollouts, WritingSettings) or rollouts.engine != "vllm":
+    rollouts = _written_by_vllm(recipe)
+    if rollouts is None:
         return None
     settings = rollouts.vllm or VllmSettings()
     if settings.mode == "server" and ranks.num_ranks > 1:
@@ -67,8 +67,8 @@ def make_vllm(recipe: Recipe, student: CausalLM, ranks: Ranks) -> VllmEngine | N
 
 def engine_identity(recipe: Recipe) -> dict[str, Any]:
     """What a resumed run must agree on: our own engines draw alike, vLLM does not."""
-    rollouts = recipe.rollouts
-    if not isinstance(rollouts, WritingSettings) or rollouts.engine != "vllm":
+    rollouts = _written_by_vllm(recipe)
+    if rollouts is None:
         return {}
     settings = rollouts.vllm or VllmSettings()
     return {"rollouts.engine": "vllm", "rollouts.vllm.sync_every": settings.sync_every}
@@ -76,9 +76,9 @@ def engine_identity(recipe: Recipe) -> dict[str, Any]:
 
 def watched(recipe: Recipe) -> TrainingSettings:
     """The training settings, with the drift measured where vLLM writes and nobody said not to."""
-    settings, rollouts = recipe.training, recipe.rollouts
-    by_vllm = isinstance(rollouts, WritingSettings) and rollouts.engine == "vllm"
-    if settings.measure_drift is not None or not by_vllm or not _comparable(recipe):
+    settings = recipe.training
+    undecided = settings.measure_drift is None and _written_by_vllm(recipe) is not None
+    if not (undecided and _comparable(recipe)):
         return settings
     return settings.model_copy(update={"measure_drift": True})
 
@@ -94,6 +94,14 @@ class EngineCloser:
         """Nothing follows the end."""
         if isinstance(event, Ended):
             self._engine.close()
+
+
+def _written_by_vllm(recipe: Recipe) -> WritingSettings | None:
+    """The settings of the rollouts where vLLM writes them."""
+    rollouts = recipe.rollouts
+    if isinstance(rollouts, WritingSettings) and rollouts.engine == "vllm":
+        return rollouts
+    return None
 
 
 def _comparable(recipe: Recipe) -> bool:

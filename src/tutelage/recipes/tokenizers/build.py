@@ -72,9 +72,8 @@ def two_languages(
     )
 
 
-def with_teacher_prompts(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def with_teacher_prompts(rows: Rows, recipe: Recipe, both: TwoLanguages) -> Rows:
     """The rows with each prompt as the teacher reads it: by its own template, in its own tokens."""
-    both = two_languages(recipe, tokenizer, rows.training)
     formatter = Formatter(
         both.teacher_tokenizer,
         chat_template=recipe.rollouts.teacher_template,
@@ -93,10 +92,9 @@ def with_teacher_prompts(rows: Rows, recipe: Recipe, tokenizer: PreTrainedTokeni
 
 
 def translating_teacher(
-    recipe: Recipe, rows: Rows, tokenizer: PreTrainedTokenizerBase, lm: CausalLM
+    recipe: Recipe, rows: Rows, both: TwoLanguages, lm: CausalLM
 ) -> TranslatingTeacher:
     """The recipe's teacher, asked in its own language."""
-    both = two_languages(recipe, tokenizer, rows.training)
     some = [row for row in rows.training[:_NUM_TRIED] if row.completion_ids]
     if some and not both.translator.batch(collate(some)).coverage.num_groups:
         raise DataError(

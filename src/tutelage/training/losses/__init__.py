@@ -7,7 +7,7 @@ from tutelage.training.losses.contradictions import (
     refuse_contradictions,
 )
 from tutelage.training.losses.drift import Drift, drift_numbers, drift_of
-from tutelage.training.losses.module import Comparison, Drawing, LossModule, labels_only
+from tutelage.training.losses.module import Comparison, Drawing, LossModule
 
 __all__ = [
     "Comparison",
@@ -18,7 +18,6 @@ __all__ = [
     "drift_numbers",
     "drift_of",
     "kind_of",
-    "labels_only",
     "policy_contradictions",
     "refuse_contradictions",
 ]

@@ -11,11 +11,11 @@ from typing_extensions import override
 
 from tutelage.core.crossing import Coverage
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import Head, LogitsTarget, OtherVocabularyTarget, Target
+from tutelage.core.targets import OtherVocabularyTarget, Target
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.routers import checkpointing_options
 from tutelage.objectives import Move, NoMove, Objective, PolicyGradient, Taid, token_advantages
-from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token
+from tutelage.objectives.fused import FusedOptions, fused_loss, fused_per_token, labels_only
 from tutelage.objectives.groupwise import groupwise_loss, groupwise_per_token
 from tutelage.objectives.plain import plain_per_token
 from tutelage.objectives.policies import Policy
@@ -163,7 +163,7 @@ class LossModule(nn.Module):
     @torch.no_grad()
     def read(self, batch: TokenBatch) -> OldTokens:
         """What the student says of the batch's own tokens, and its routers at them."""
-        return self._heard(batch, labels_only(batch, self.student.head), None)[1]
+        return self._heard(batch, labels_only(batch.labels, self.student.head), None)[1]
 
     def _heard(
         self, batch: TokenBatch, labels: Target, old: OldTokens | None
@@ -263,13 +263,3 @@ class LossModule(nn.Module):
         heard = nullcontext() if owner is None else owner.reading(batch)
         with torch.autocast(device, dtype=self._half, enabled=self._half is not None), heard:
             return self.student.hidden(batch.student)[batch.student.predicts]
-
-
-def labels_only(batch: TokenBatch, head: Head) -> LogitsTarget:
-    """A target for objectives that look at no teacher: the batch's own tokens."""
-    # No objective that reads labels alone looks at these scores: one zero, seen V times over.
-    num_entries = head.weight.shape[0] if head.num_real is None else head.num_real
-    scores = batch.labels.new_zeros((1, 1), dtype=torch.float32)
-    return LogitsTarget(
-        logits=scores.expand(batch.labels.shape[0], num_entries), labels=batch.labels
-    )
