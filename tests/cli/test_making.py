@@ -191,3 +191,104 @@ def test_a_folder_made_by_upcycle_is_a_student_like_any_other(tutelage: Words) -
     assert result.exit_code == 0, result.output
     config = json.loads(Path("second/student/config.json").read_text())
     assert (config["model_type"], config["num_experts_per_tok"]) == ("mixtral", 2)
+
+
+@pytest.fixture
+def mixture(tutelage: Words, tmp_path: Path) -> str:
+    """Experts of another width and depth than the teacher, in float32."""
+    base = save(tmp_path / "base", tiny_qwen3(seed=5, hidden_size=48))
+    words = ("--experts", "4", "--active", "2", "--split", "random", *FEW)
+    result = tutelage("upcycle", "--from", base, *words, "-o", str(tmp_path / "mixture"))
+    assert result.exit_code == 0, result.output
+    return str(tmp_path / "mixture")
+
+
+def test_reroute_changes_routers_and_nothing_else_and_says_what_that_did(
+    tutelage: Words, llama: str, mixture: str
+) -> None:
+    words = ("--student", mixture, "--from", llama, "--match", "hungarian", *FEW, "-o", "x")
+    result = tutelage("reroute", *words, "split.rows=concat")
+    assert result.exit_code == 0, result.output
+    for part in ("old routers", "new routers", "map      ", "model    x"):
+        assert part in result.output
+    old = AutoModelForCausalLM.from_pretrained(mixture).state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained("x").state_dict().items():
+        assert torch.equal(weight, old[name]) != name.endswith("mlp.gate.weight"), name
+    found = json.loads(Path("x/rerouting.json").read_text())
+    assert found["before"]["forward_kl"] != found["after"]["forward_kl"]
+    assert found["before"]["teacher_perplexity"] == found["after"]["teacher_perplexity"]
+    assert [layer["teacher_layer"] for layer in found["layers"]] == [0, 1]
+    assert all(sorted(layer["cluster_of_expert"]) == [0, 1, 2, 3] for layer in found["layers"])
+    assert all(0 < layer["explained"] <= 1 for layer in found["layers"])
+    assert "match: hungarian" in Path("x/README.md").read_text()
+
+
+def test_the_targets_beside_a_rerouted_model_are_those_of_the_clusters_its_experts_got(
+    mixture: str, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    from tutelage.models import load_model
+    from tutelage.recipes import Source, reroute_model, student_of
+    from tutelage.recipes.making.request import calibration_batches
+    from tutelage.students import mean_activations
+
+    teacher = save(tmp_path / "deep", tiny_llama(num_hidden_layers=4))
+    source = Source(model=teacher, output=Path("x"), num_rows=4)
+    plan = student_of("rerouted", {"match": "hungarian"}, [], model=mixture)
+    layers = reroute_model(source, plan).layers
+    assert [layer.origin for layer in layers] == [0, 2]
+    loaded = load_model(teacher)
+    rows = calibration_batches(source, loaded.tokenizer, loaded.lm.device)
+    activities = mean_activations(loaded.lm, rows)
+    shares = load_file("x/expert_targets.safetensors")["shares"]
+    for share, layer in zip(shares, layers, strict=True):
+        means = [activities[layer.origin][neurons].mean() for neurons in layer.experts]
+        wanted = torch.softmax(torch.stack(means) / 0.1, dim=0)
+        torch.testing.assert_close(share, wanted.float())
+
+
+def test_a_rerouted_folder_is_warmed_up_towards_its_targets(
+    tutelage: Words, llama: str, mixture: str
+) -> None:
+    assert (
+        tutelage("reroute", "--student", mixture, "--from", llama, *FEW, "-o", "x").exit_code == 0
+    )
+    routing = "routing={mode: uniform_sample, targets: {}}"
+    teacher = f"teacher={{kind: live, model: {llama}}}"
+    words = ("tiny", *FAST, "baselines={}", "output=run", "student=x", routing, teacher)
+    result = tutelage("train", *words)
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (("--student", "llama"), 4, "The model's family is 'llama', which has no router"),
+        (("model=x",), 2, "model is given; it must be left out, for --student names it."),
+        (("split.num_start=2",), 2, "split.num_start is not a setting"),
+        (("ridge=0",), 2, "ridge is 0; it must be greater than 0."),
+        (("--student", "nowhere/at/all"), 4, "The model 'nowhere/at/all' is not there"),
+    ],
+    ids=str,
+)
+def test_a_mistake_of_reroute_is_one_line(
+    tutelage: Words, llama: str, mixture: str, words: tuple[str, ...], code: int, line: str
+) -> None:
+    words = tuple(llama if word == "llama" else word for word in words)
+    good = ("--student", mixture, "--from", llama, *FEW, "-o", "x")
+    assert told(tutelage, "reroute", *good, *words, code=code).startswith(line)
+    assert not Path("x").exists()
+
+
+def test_a_teacher_of_another_tokenizer_cannot_reroute(
+    tutelage: Words, mixture: str, tmp_path: Path
+) -> None:
+    other = save(tmp_path / "other", tiny_llama())
+    tokenizer = json.loads(Path(other, "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    first, second = list(words)[40:42]
+    words[first], words[second] = words[second], words[first]
+    Path(other, "tokenizer.json").write_text(json.dumps(tokenizer))
+    line = told(tutelage, "reroute", "--student", mixture, "--from", other, "-o", "x", code=4)
+    assert "both models must have the same tokenizer" in line

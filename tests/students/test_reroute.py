@@ -30,8 +30,10 @@ def a_student(layers: int = 2, experts: int = 4) -> CausalLM:
 def test_in_a_student_of_the_teachers_own_states_the_rows_are_the_centroids() -> None:
     teacher = CausalLM(tiny_llama())
     made = make_upcycled(teacher, UpcycledStudent(experts=4, active=4, router={"kind": "zeros"}))
-    order = reroute(made.lm, teacher, many_rows(), Rerouting(ridge=1e-9, keep_norm=False), seed=0)
-    assert [each.tolist() for each in order] == [[0, 1, 2, 3]] * 2
+    layers = reroute(made.lm, teacher, many_rows(), Rerouting(ridge=1e-9, keep_norm=False), seed=0)
+    assert [each.order.tolist() for each in layers] == [[0, 1, 2, 3]] * 2
+    assert [each.origin for each in layers] == [0, 1]
+    assert all(each.explained == pytest.approx(1, abs=1e-4) for each in layers)
     for router, neurons, group in zip(
         routers_of(made.lm), feed_forwards(teacher), made.groups, strict=True
     ):
@@ -61,7 +63,7 @@ def test_a_linear_image_of_the_teachers_states_keeps_the_first_choice() -> None:
 def test_only_routers_change_and_their_mean_length_stays(match: str) -> None:
     student, teacher = a_student(3), CausalLM(tiny_llama(hidden_size=48, num_hidden_layers=5))
     before = {name: weight.clone() for name, weight in student.state_dict().items()}
-    orders = reroute(student, teacher, many_rows(), Rerouting(match=match))
+    orders = [each.order for each in reroute(student, teacher, many_rows(), Rerouting(match=match))]
     for name, weight in student.state_dict().items():
         assert torch.equal(weight, before[name]) != name.endswith("mlp.gate.weight"), name
         if name.endswith("mlp.gate.weight"):
@@ -155,8 +157,12 @@ def test_what_cannot_be_rerouted_is_refused() -> None:
 def test_a_matched_expert_gets_the_row_of_its_own_cluster() -> None:
     teacher = CausalLM(tiny_llama())
     plain, matched = a_student(experts=8), a_student(experts=8)
-    reroute(plain, teacher, many_rows(), Rerouting())
-    orders = reroute(matched, teacher, many_rows(), Rerouting(match="hungarian"))
+    first = reroute(plain, teacher, many_rows(), Rerouting())
+    layers = reroute(matched, teacher, many_rows(), Rerouting(match="hungarian"))
+    for one, other in zip(first, layers, strict=True):
+        behind = [neurons.tolist() for neurons in other.experts]
+        assert behind == [one.experts[cluster].tolist() for cluster in other.order.tolist()]
+    orders = [each.order for each in layers]
     # An order that is its own inverse would not tell the two apart.
     assert any(not torch.equal(order, order.argsort()) for order in orders)
     for one, other, order in zip(routers_of(plain), routers_of(matched), orders, strict=True):

@@ -16,7 +16,7 @@ import typer
 
 from tutelage.cli import compare, doctor, evaluate, listing, report, show, train
 from tutelage.cli.console import DEBUG_VARIABLE, EXIT_CODES
-from tutelage.cli.making import prune, upcycle
+from tutelage.cli.making import prune, reroute, upcycle
 from tutelage.cli.teachers import cache, serve
 
 _EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES) + "."
@@ -35,6 +35,7 @@ app.command("demo")(train.demo)
 app.command("cache")(cache.cache)
 app.command("serve")(serve.serve)
 app.command("upcycle")(upcycle.upcycle)
+app.command("reroute")(reroute.reroute)
 app.command("prune")(prune.prune)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tutelage.recipes.doctor import Finding, examine
     from tutelage.recipes.making.prune import PruneOutcome, prune_model
     from tutelage.recipes.making.request import Source, student_of
+    from tutelage.recipes.making.reroute import RerouteOutcome, reroute_model
     from tutelage.recipes.making.upcycle import UpcycleOutcome, upcycle_model
     from tutelage.recipes.outline import Outline, outline_of
     from tutelage.recipes.remote.serve import ServePlan, serve_model
@@ -37,6 +38,7 @@ _HOMES = {
     "Plan": "compare",
     "PruneOutcome": "making.prune",
     "Recipe": "config",
+    "RerouteOutcome": "making.reroute",
     "ServePlan": "remote.serve",
     "Source": "making.request",
     "UpcycleOutcome": "making.upcycle",
@@ -53,6 +55,7 @@ _HOMES = {
     "outline_of": "outline",
     "prune_model": "making.prune",
     "rebuild_page": "run",
+    "reroute_model": "making.reroute",
     "run_recipe": "run",
     "serve_model": "remote.serve",
     "student_of": "making.request",
@@ -71,6 +74,7 @@ __all__ = [
     "Plan",
     "PruneOutcome",
     "Recipe",
+    "RerouteOutcome",
     "ServePlan",
     "Source",
     "UpcycleOutcome",
@@ -87,6 +91,7 @@ __all__ = [
     "outline_of",
     "prune_model",
     "rebuild_page",
+    "reroute_model",
     "run_recipe",
     "serve_model",
     "student_of",

@@ -10,6 +10,7 @@ from tutelage.students.moe import (
     equal_gate,
     make_upcycled,
     mean_activations,
+    routers_of,
     shape_of,
     target_shares,
     upcycled_config,
@@ -20,7 +21,7 @@ from tutelage.students.prune import (
     layers_by_influence,
     prune_layers,
 )
-from tutelage.students.reroute import reroute
+from tutelage.students.reroute import RoutedLayer, reroute
 from tutelage.students.settings import (
     FreshStudent,
     LoadedStudent,
@@ -45,6 +46,7 @@ __all__ = [
     "PrunedStudent",
     "ReroutedStudent",
     "Rerouting",
+    "RoutedLayer",
     "StudentSettings",
     "Upcycled",
     "UpcycledStudent",
@@ -67,6 +69,7 @@ __all__ = [
     "prune_layers",
     "prune_neurons",
     "reroute",
+    "routers_of",
     "shape_of",
     "target_shares",
     "upcycled_config",

@@ -6,6 +6,7 @@ same tokens, so that `x_student @ row` is about `x_teacher @ centroid`.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -34,6 +35,21 @@ from tutelage.students.moe import (
 )
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class RoutedLayer:
+    """What one layer's router was made from."""
+
+    origin: int
+    """The teacher's layer."""
+    order: Int[Tensor, " E"]
+    """The cluster that each expert has got."""
+    experts: tuple[Int[Tensor, " _"], ...]
+    """The teacher's neurons behind each expert."""
+    explained: float
+    """How much of the teacher's hidden states the map from the student's accounts for: 1 is all."""
+
+
 def reroute(
     student: CausalLM,
     teacher: CausalLM,
@@ -41,13 +57,13 @@ def reroute(
     settings: Rerouting,
     *,
     seed: int = 0,
-) -> list[Int[Tensor, " E"]]:
+) -> list[RoutedLayer]:
     """Overwrite the routers of a mixture of experts by its teacher's clusters.
 
     Both models read the student's view of the rows.
 
     Returns:
-        For each layer, the cluster that each expert has got.
+        For each layer of the student, what its router was made from.
 
     Raises:
         ModelError: the student has no router, or the teacher does not know its tokens.
@@ -73,22 +89,25 @@ def reroute(
                 mass = _masses(teacher, source, seen_T[source], clusters[source])
                 liked = torch.softmax(seen_S[at].float() @ routers[at].float().T, dim=-1)
                 likings[at].add(liked, mass)
-    orders: list[Tensor] = []
+    made: list[RoutedLayer] = []
     for at, weight in enumerate(routers):
         source = origin[at]
         groups = Groups(experts=clusters[source], shared=torch.arange(0))
         centroid = centroid_rows(layers[source], groups, rows=settings.split.rows)
-        carried = (fits[at].solve(settings.ridge) @ centroid.double().cpu().T).T.float()
+        found = fits[at].solve(settings.ridge)
+        carried = (found @ centroid.double().cpu().T).T.float()
         order = torch.arange(len(carried))
         if settings.match == "hungarian":
             order = likings[at].best_match()
-        orders.append(order)
+        experts = tuple(clusters[source][number] for number in order.tolist())
+        explained = fits[at].explained(found)
+        made.append(RoutedLayer(origin=source, order=order, experts=experts, explained=explained))
         placed = carried[order]
         if settings.keep_norm:
             placed = rescaled(placed, float(weight.detach().float().norm(dim=1).mean()))
         with torch.no_grad():
             weight.copy_(placed)
-    return orders
+    return made
 
 
 @final

@@ -1,4 +1,4 @@
-"""What `upcycle` and `prune` can both be asked."""
+"""What `upcycle`, `reroute` and `prune` can all be asked."""
 
 import re
 from collections.abc import Callable, Generator

@@ -11,6 +11,7 @@ from tutelage.cli.tables import count_in_short
 if TYPE_CHECKING:
     # Only for their types: importing them would import torch before `--help` is out.
     from tutelage.recipes.making.prune import PruneOutcome
+    from tutelage.recipes.making.reroute import RerouteOutcome
     from tutelage.recipes.making.upcycle import UpcycleOutcome
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -95,6 +96,38 @@ def upcycle_lines(outcome: "UpcycleOutcome") -> Iterator[str]:
             f"clusters mean silhouette {silhouette:.3f}; {between:.1%} of the variance lies "
             "between them"
         )
+    yield f"model    {outcome.folder}"
+
+
+def reroute_table(outcome: "RerouteOutcome") -> Table:
+    """The mixture of experts with the routers it had, then with those of the teacher."""
+    table = Table(title_justify="left")
+    table.add_column("")
+    for name in ("perplexity", "forward KL", "top-1", "MaxVio", "idle experts"):
+        table.add_column(name, justify="right")
+    after = outcome.after
+    table.add_row("teacher", _number(after.report.teacher_perplexity), "0", "1.000", "", "")
+    for name, one in (("old routers", outcome.before), ("new routers", after)):
+        busiest = one.load.amax(dim=1) * one.load.shape[1] - 1
+        table.add_row(
+            name,
+            _number(one.report.perplexity),
+            _small(one.report.forward_kl),
+            _share(one.report.top1_agreement),
+            f"{float(busiest.mean()):.2f}",
+            str(int((one.load == 0).sum())),
+            style="bold" if one is after else "",
+        )
+    return table
+
+
+def reroute_lines(outcome: "RerouteOutcome") -> Iterator[str]:
+    """How much of the teacher the student's hidden states hold, and where it all is."""
+    explained = [layer.explained for layer in outcome.layers]
+    yield (
+        f"map      {sum(explained) / len(explained):.1%} of the teacher's hidden states follow "
+        f"from the student's, {min(explained):.1%} in the poorest layer"
+    )
     yield f"model    {outcome.folder}"
 
 

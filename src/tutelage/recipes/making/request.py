@@ -1,4 +1,4 @@
-"""What is asked of `upcycle` and `prune`, and the rows that models are watched on."""
+"""What is asked of `upcycle`, `prune` and `reroute`, and the rows that models are watched on."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,16 @@ from tutelage.core.records import TokenBatch
 from tutelage.recipes.rows import data_source
 from tutelage.recipes.tree import Plain, complaints, overridden
 from tutelage.rollouts import read_rows
-from tutelage.students import PrunedStudent, UpcycledStudent
+from tutelage.students import PrunedStudent, ReroutedStudent, UpcycledStudent
 from tutelage.text import Formatter, collate, cut
 
 DEFAULT_CALIBRATION = "preset:demo.jsonl"
 _MOST_TOKENS = 2048
 _OF_TRAINING = ("model", "dtype", "freeze", "lora")
 """Settings of a student in a recipe that mean nothing to a model that is made at once."""
+
+
+_KINDS = {"upcycled": UpcycledStudent, "pruned": PrunedStudent, "rerouted": ReroutedStudent}
 
 
 @final
@@ -50,15 +53,27 @@ def student_of(
 ) -> UpcycledStudent: ...
 @overload
 def student_of(kind: Literal["pruned"], tree: Plain, overrides: Iterable[str]) -> PrunedStudent: ...
+@overload
 def student_of(
-    kind: Literal["upcycled", "pruned"], tree: Plain, overrides: Iterable[str]
-) -> UpcycledStudent | PrunedStudent:
+    kind: Literal["rerouted"], tree: Plain, overrides: Iterable[str], *, model: str
+) -> ReroutedStudent: ...
+def student_of(
+    kind: Literal["upcycled", "pruned", "rerouted"],
+    tree: Plain,
+    overrides: Iterable[str],
+    *,
+    model: str | None = None,
+) -> UpcycledStudent | PrunedStudent | ReroutedStudent:
     """The settings of a student from a tree of them and what is put over it.
+
+    Args:
+        model: what a rerouted student is; the others are made of the source.
 
     Raises:
         ConfigError: a line for each setting that does not exist or has a wrong value.
     """
-    model = UpcycledStudent if kind == "upcycled" else PrunedStudent
+    student = _KINDS[kind]
+    names = "--from" if model is None else "--student"
     for text in overrides:
         tree = overridden(tree, text)
     for name in _OF_TRAINING:
@@ -66,13 +81,13 @@ def student_of(
             message = (
                 f"{name} is given; it must be left out, for nothing is trained here. Remove it."
                 if name != "model"
-                else "model is given; it must be left out, for --from names it. Remove it."
+                else f"model is given; it must be left out, for {names} names it. Remove it."
             )
             raise ConfigError(message)
     try:
-        return model.model_validate(tree)
+        return student.model_validate(tree if model is None else {**tree, "model": model})
     except ValidationError as error:
-        raise ConfigError("\n".join(complaints(error, model, tree))) from error
+        raise ConfigError("\n".join(complaints(error, student, tree))) from error
 
 
 def dtype_of(source: Source) -> torch.dtype | None:

@@ -25,6 +25,7 @@ from tutelage.students import (
     equal_gate,
     layers_by_influence,
     make_upcycled,
+    mean_activations,
     prune_layers,
     upcycled_config,
 )
@@ -76,7 +77,11 @@ def upcycle_model(
         fidelity = fidelity_of(made, base.lm, batches, equal_gate=equal_gate(plan, made.shape))
     with narrator.stage("Writing"):
         folder = _write(source, plan, base, made, fidelity)
-        write_targets(folder, made, base.lm, batches)
+        write_targets(
+            folder,
+            mean_activations(base.lm, batches),
+            [groups.experts for groups in made.groups],
+        )
     return UpcycleOutcome(
         folder=folder,
         made=made,

@@ -24,6 +24,7 @@ class RidgeFit:
     def __init__(self) -> None:
         self._gram: Float[Tensor, "D D"] | None = None
         self._cross: Float[Tensor, "D Y"] | None = None
+        self._square = 0.0
 
     def add(self, inputs: Float[Tensor, "L D"], outputs: Float[Tensor, "L Y"]) -> None:
         """Some rows more, in float64 on the CPU."""
@@ -31,6 +32,7 @@ class RidgeFit:
         gram, cross = x.T @ x, x.T @ y
         self._gram = gram if self._gram is None else self._gram + gram
         self._cross = cross if self._cross is None else self._cross + cross
+        self._square += float(y.square().sum())
 
     def solve(self, ridge: float) -> Float[Tensor, "D Y"]:
         """The map, in float64."""
@@ -39,6 +41,15 @@ class RidgeFit:
         weight = ridge * float(self._gram.diagonal().mean())
         eye = torch.eye(self._gram.shape[0], dtype=torch.float64)
         return torch.linalg.solve(self._gram + max(weight, 1e-12) * eye, self._cross)
+
+    def explained(self, found: Float[Tensor, "D Y"]) -> float:
+        """1 - |X found - Y|^2 / |Y|^2 over the rows so far: 1 where the map loses nothing."""
+        assert self._gram is not None  # noqa: S101 - rows come first
+        assert self._cross is not None  # noqa: S101
+        missed = (
+            self._square - 2 * (found * self._cross).sum() + (found * (self._gram @ found)).sum()
+        )
+        return 1 - float(missed) / max(self._square, 1e-300)
 
 
 def fitted_rows(
