@@ -216,6 +216,11 @@ def restricted(q: Row, p: Row, support: Mapping[str, Any]) -> tuple[list[float],
     return classes(q), classes(p)
 
 
+def uld(student: Row, teacher: Row, temperature: float) -> float:
+    sides = [sorted(exp(log_softmax(scores, temperature))) for scores in (student, teacher)]
+    return sum(abs(a - b) for a, b in zip(*sides, strict=True))
+
+
 def sampled_token(q: Row, p: Row, label: int) -> float:
     return 0.0 if q[label] == p[label] else q[label] - p[label]
 
@@ -264,6 +269,10 @@ def value(
             t = settings.get("temperature", 1.0)
             q, p = log_softmax(student, t), log_softmax(teacher, t)
             return -q[label] if kind == "policy_gradient" else sampled_token(q, p, label)
+        case "aligned_kl":
+            return value(settings.get("divergence", {"kind": "forward_kl"}), student, teacher)
+        case "uld":
+            return uld(student, teacher, settings.get("temperature", 1.0))
         case "weighted_sum":
             return sum(
                 part["weight"] * value(part["objective"], student, teacher, label)

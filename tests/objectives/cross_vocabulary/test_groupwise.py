@@ -92,7 +92,8 @@ def test_gradients_are_those_of_finite_differences(
     bias = own.head.bias
     assert bias is not None
     inputs = [x.clone().requires_grad_() for x in (own.hidden, own.head.weight, bias)]
-    assert torch.autograd.gradcheck(loss, inputs)
+    # One random direction of all entries at once: each direction costs two losses, each entry too.
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "total_variation"])

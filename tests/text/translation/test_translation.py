@@ -151,7 +151,7 @@ def test_whatever_a_student_draws_is_put_into_the_teachers_tokens(ids: list[int]
     said = both.completion(ids)
     mine, theirs = SPELLINGS["byte-level"], SPELLINGS["sentence-piece"]
     assert theirs.says(said.teacher_ids) == mine.says(ids)
-    specials = [both._specials[t] for t in ids if t in both._specials]
+    specials = [both.specials[t] for t in ids if t in both.specials]
     assert [t for t in said.teacher_ids if theirs.is_special(t)] == specials
     for span in said.spans:
         places = range(span.student_first, span.student_first + span.student_count)

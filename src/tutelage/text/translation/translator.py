@@ -62,7 +62,8 @@ class Translator:
     def __init__(self, student: Spelling, teacher: Spelling, specials: Mapping[int, int]) -> None:
         self._student = student
         self._teacher = teacher
-        self._specials = dict(specials)
+        self.specials = dict(specials)
+        """The student's special tokens to the teacher's."""
 
     def completion(self, ids: Sequence[int]) -> Translation:
         """One completion, by itself."""
@@ -72,7 +73,7 @@ class Translator:
         mine, theirs = list(sizes), list[int]()
         run: list[int] = []
         for at, token in [*enumerate(ids), (len(ids), -1)]:
-            ends = token == -1 or (self._student.is_special(token) and token in self._specials)
+            ends = token == -1 or (self._student.is_special(token) and token in self.specials)
             if not ends:
                 run.append(token)
                 continue
@@ -83,7 +84,7 @@ class Translator:
             theirs += self._teacher.sizes(said)
             run = []
             if token != -1:
-                teacher_ids.append(self._specials[token])
+                teacher_ids.append(self.specials[token])
                 theirs.append(1)
                 mine[at] = 1
         spans = tuple(spans_of(mine, theirs))
