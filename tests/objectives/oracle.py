@@ -216,9 +216,8 @@ def restricted(q: Row, p: Row, support: Mapping[str, Any]) -> tuple[list[float],
     return classes(q), classes(p)
 
 
-def uld(student: Row, teacher: Row, temperature: float) -> float:
-    sides = [sorted(exp(log_softmax(scores, temperature))) for scores in (student, teacher)]
-    return sum(abs(a - b) for a, b in zip(*sides, strict=True))
+def uld(q: Row, p: Row) -> float:
+    return sum(abs(a - b) for a, b in zip(sorted(exp(q)), sorted(exp(p)), strict=True))
 
 
 def sampled_token(q: Row, p: Row, label: int) -> float:
@@ -250,6 +249,8 @@ def divergence(q: Row, p: Row, settings: Mapping[str, Any]) -> float:
         "adaptive_kl": lambda: adaptive_kl(q, p, get("head_mass", 0.5)),
         "amid": lambda: amid(q, p, settings),
         "todi": lambda: todi(q, p),
+        "aligned_kl": lambda: kl(p, q),
+        "uld": lambda: uld(q, p),
     }[settings["kind"]]()
 
 
@@ -269,16 +270,14 @@ def value(
             t = settings.get("temperature", 1.0)
             q, p = log_softmax(student, t), log_softmax(teacher, t)
             return -q[label] if kind == "policy_gradient" else sampled_token(q, p, label)
-        case "aligned_kl":
-            return value(settings.get("divergence", {"kind": "forward_kl"}), student, teacher)
-        case "uld":
-            return uld(student, teacher, settings.get("temperature", 1.0))
         case "weighted_sum":
             return sum(
                 part["weight"] * value(part["objective"], student, teacher, label)
                 for part in settings["parts"]
             )
         case _:
+            # With one vocabulary, aligned_kl is the divergence that it is made of.
+            settings = settings.get("divergence", settings)
             t = settings.get("temperature", 1.0)
             q, p = log_softmax(student, t), log_softmax(teacher, t)
             return divergence(q, p, settings) * (t**2 if settings.get("scale_by_t2") else 1)
