@@ -1,13 +1,19 @@
 """One step with a teacher of another tokenizer: however it is cut or ordered, the same gradient."""
 
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
 import torch
+from typing_extensions import override
 
 from tests.training.crossed.crossed_runs import crossed, rows, teacher
 from tests.training.tiny_runs import gradient_of_first_step, settings
+from tutelage.core.records import Rollout, TokenBatch
+from tutelage.core.targets import Target
+from tutelage.teachers import TranslatingTeacher
+from tutelage.teachers.teacher import Teacher
 from tutelage.text.collate import collate
 
 every_objective = pytest.mark.parametrize("kind", ["aligned_kl", "uld", "dual_space"])
@@ -75,3 +81,43 @@ def test_the_teacher_has_an_answer_of_its_own_for_each_row_in_any_company() -> N
     whole = asked.score(collate(made)).teacher.hidden
     alone = [asked.score(collate([row])).teacher.hidden for row in made]
     torch.testing.assert_close(whole, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+class Counting(Teacher):
+    """Notes how many tokens each side reads at once, and of how many rows."""
+
+    def __init__(self, inner: TranslatingTeacher) -> None:
+        self.inner = inner
+        self.seen: list[tuple[int, int, int]] = []
+
+    @override
+    def score(self, batch: TokenBatch) -> Target:
+        theirs = self.inner._translator.batch(batch).batch
+        assert theirs is not None
+        sides = (len(batch.student.input_ids), len(theirs.teacher.input_ids))
+        self.seen.append((batch.num_rows, *sides))
+        return self.inner.score(batch)
+
+    @override
+    def length(self, rollout: Rollout) -> int:
+        return self.inner.length(rollout)
+
+
+@pytest.mark.parametrize("longer", ["student", "teacher"])
+def test_a_micro_batch_has_room_for_the_side_that_reads_more_tokens(longer: str) -> None:
+    prompts = {"student_ids": (7,) * 25, "teacher_ids": (9,)}
+    if longer == "teacher":
+        prompts = {"student_ids": (7,), "teacher_ids": (9,)}
+    made = [replace(row, prompt=replace(row.prompt, **prompts)) for row in rows()]
+    budget = 60
+    asked = Counting(teacher())
+    chosen = settings(**WHOLE, micro_batch_tokens=budget)
+    gradient_of_first_step(crossed("uld", teacher=asked, data=made, settings=chosen))
+    assert sum(num_rows for num_rows, _, _ in asked.seen) == len(made)
+    assert all(num_rows == 1 or max(sides) <= budget for num_rows, *sides in asked.seen)
+    # Neighbours that fit together are together, and the other side alone would have let more in.
+    more = [asked.length(row) for row in made]
+    firsts = [0, *accumulate(num_rows for num_rows, _, _ in asked.seen)]
+    for begin, end in pairwise(firsts[:-1]):
+        assert sum(more[begin : end + 1]) > budget
+    assert len({student > theirs for _, student, theirs in asked.seen}) == 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import final
 
@@ -11,6 +12,9 @@ from tutelage.core.crossing import Coverage, Groups
 from tutelage.core.records import TokenBatch, View
 from tutelage.text.translation.groups import Span, spans_of
 from tutelage.text.translation.spelling import Spelling
+
+_NUM_REMEMBERED = 256
+"""Completions whose translation is at hand."""
 
 
 @final
@@ -64,9 +68,14 @@ class Translator:
         self._teacher = teacher
         self.specials = dict(specials)
         """The student's special tokens to the teacher's."""
+        # A row is asked about to cut its step into micro-batches, and again to be read.
+        self._remembered = lru_cache(_NUM_REMEMBERED)(self._completion)
 
     def completion(self, ids: Sequence[int]) -> Translation:
         """One completion, by itself."""
+        return self._remembered(tuple(ids))
+
+    def _completion(self, ids: tuple[int, ...]) -> Translation:
         sizes = tuple(self._student.sizes(ids))
         teacher_ids: list[int] = []
         # Both sides say one stream: bytes, and one unit for each special token that both have.
