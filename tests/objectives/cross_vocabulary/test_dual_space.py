@@ -145,6 +145,16 @@ def test_a_pair_of_tokens_that_are_not_the_same_word_is_left_out() -> None:
         assert looked_at == ([0, 6] if word == shared[2] else [0])
 
 
+def test_without_a_pair_every_projection_still_has_a_gradient_to_share() -> None:
+    """Another process may have pairs, and waits for this one's gradients."""
+    own = bridged()
+    bridge = own.target.bridge
+    assert isinstance(bridge, Bridge)
+    loss_of(replace(own, weights=torch.zeros_like(own.weights)), DualSpace()).backward()
+    gradients = [weight.grad for weight in bridge.parameters()]
+    assert all(one is not None and not one.any() for one in gradients)
+
+
 def test_it_needs_projections_and_another_vocabulary() -> None:
     assert can_cross(DualSpace())
     assert needs_bridge(DualSpace())

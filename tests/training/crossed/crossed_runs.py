@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import Any
 
-from tests.tiny_models import tiny_llama
+from tests.tiny_models import byte_tokenizer, tiny_llama
 from tests.tiny_tokenizers import byte_level, sentence_piece
 from tests.training.tiny_runs import objective, settings, trainer
 from tutelage.core.records import Prompt, Rollout
@@ -26,8 +26,10 @@ TEXTS = (
 
 
 @lru_cache
-def languages() -> tuple[Side, Side, Translator]:
-    student, teacher = Side(byte_level()), Side(sentence_piece())
+def languages(*, by_bytes: bool = False) -> tuple[Side, Side, Translator]:
+    """Of the student and the teacher, who may need a token for every byte."""
+    student = Side(byte_level())
+    teacher = Side(byte_tokenizer() if by_bytes else sentence_piece())
     specials = paired_specials(student, teacher, conversations=False)
     return student, teacher, Translator(student.spelling, teacher.spelling, specials)
 
@@ -45,8 +47,8 @@ def rows() -> list[Rollout]:
     return made
 
 
-def teacher() -> TranslatingTeacher:
-    mine, theirs, translator = languages()
+def teacher(*, by_bytes: bool = False) -> TranslatingTeacher:
+    mine, theirs, translator = languages(by_bytes=by_bytes)
     sizes: dict[str, Any] = {"vocab_size": theirs.spelling.num_entries + 3, "hidden_size": 48}
     return TranslatingTeacher(
         CausalLM(tiny_llama(2, **sizes)),
