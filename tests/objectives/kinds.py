@@ -120,6 +120,14 @@ SUMS: list[Case] = [
     }
 ]
 
+# With one tokenizer on both sides; with two, see cross_vocabulary/.
+ACROSS: list[Case] = [
+    {"kind": "aligned_kl"},
+    {"kind": "aligned_kl", "divergence": {"kind": "jsd", "temperature": 1.6}},
+    {"kind": "uld"},
+    {"kind": "uld", "temperature": 1.4},
+]
+
 # Zero, value and gradient, where student and teacher agree.
 ZERO_AT_EQUALITY = [
     *DIVERGENCES,
@@ -128,6 +136,7 @@ ZERO_AT_EQUALITY = [
     *CONCRETE_SCORES,
     *DIRECT_LOGITS,
     *SUMS,
+    *ACROSS,
 ]
 
 # Hard labels and the teacher's distribution: right, but not zero at equality.

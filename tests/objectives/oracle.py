@@ -216,6 +216,10 @@ def restricted(q: Row, p: Row, support: Mapping[str, Any]) -> tuple[list[float],
     return classes(q), classes(p)
 
 
+def uld(q: Row, p: Row) -> float:
+    return sum(abs(a - b) for a, b in zip(sorted(exp(q)), sorted(exp(p)), strict=True))
+
+
 def sampled_token(q: Row, p: Row, label: int) -> float:
     return 0.0 if q[label] == p[label] else q[label] - p[label]
 
@@ -245,6 +249,8 @@ def divergence(q: Row, p: Row, settings: Mapping[str, Any]) -> float:
         "adaptive_kl": lambda: adaptive_kl(q, p, get("head_mass", 0.5)),
         "amid": lambda: amid(q, p, settings),
         "todi": lambda: todi(q, p),
+        "aligned_kl": lambda: kl(p, q),
+        "uld": lambda: uld(q, p),
     }[settings["kind"]]()
 
 
@@ -270,6 +276,8 @@ def value(
                 for part in settings["parts"]
             )
         case _:
+            # With one vocabulary, aligned_kl is the divergence that it is made of.
+            settings = settings.get("divergence", settings)
             t = settings.get("temperature", 1.0)
             q, p = log_softmax(student, t), log_softmax(teacher, t)
             return divergence(q, p, settings) * (t**2 if settings.get("scale_by_t2") else 1)

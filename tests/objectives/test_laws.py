@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.objectives.kinds import (
+    ACROSS,
     CLIPPED,
     CONCRETE_SCORES,
     DIVERGENCES,
@@ -61,7 +62,7 @@ def test_only_unnormalised_direct_logits_see_a_constant(case: Case) -> None:
     assert torch.allclose(before, after) is not sees_constants(case)
 
 
-@each([*DIVERGENCES, *CLIPPED, *SUPPORTED, *CONCRETE_SCORES])
+@each([*DIVERGENCES, *CLIPPED, *SUPPORTED, *CONCRETE_SCORES, *ACROSS])
 def test_the_gradient_adds_up_to_nothing(case: Case) -> None:
     _, gradient = value_and_gradient(from_settings(case), *random_pair(3, 9))
     assert gradient.sum(-1).abs().max() <= 1e-12

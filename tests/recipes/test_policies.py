@@ -196,8 +196,8 @@ def test_batches_without_a_lesson_are_counted_and_noted_once(data: str, tmp_path
         ),
         (["policy=dr_grpo"], r"advantages\.normalise is std with policy\.kind dr_grpo"),
         (
-            [*COMBINED[2:], "policy=grpo", "training.weighting={importance: {}}"],
-            r"training\.weighting\.importance is given beside a policy",
+            [*COMBINED[2:], "policy=gspo", "training.weighting={importance: {}}"],
+            r"training\.weighting\.importance\.level is token with policy\.kind gspo",
         ),
         (["policy={kind: pr_grpo, suppression: -1}"], r"policy\.suppression is -1"),
         (["policy={kind: rspo, lowest: 2}"], r"policy\.lowest is 2"),

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from tests.training.crossed.crossed_runs import crossed
+from tests.training.crossed.crossed_runs import student as reader
 from tests.training.policy_runs import choices, rewarded
 from tests.training.routers.routed_runs import BALANCED, routed
 from tests.training.routers.routed_runs import student as experts
@@ -56,6 +58,14 @@ RUNS: dict[str, dict[str, Any]] = {
         "settings": settings(num_steps=3, micro_batch_tokens=24),
         "routing": BALANCED,
     },
+    "two_tokenizers": {
+        "settings": settings(num_steps=3, micro_batch_tokens=60),
+        "crossed": "aligned_kl",
+    },
+    "two_spaces": {
+        "settings": settings(num_steps=3, micro_batch_tokens=60),
+        "crossed": "dual_space",
+    },
     "policy": {
         "settings": choices(num_steps=4, micro_batch_tokens=24, epochs_per_batch=2),
         "policy": Grpo(distill="best"),
@@ -77,6 +87,12 @@ def run(name: str, ranks: Ranks, output: Path | None = None) -> dict[str, Any]:
         assert biases is not None
         state = {"bias": biases, "average": owner.state_dict()["average"]}
         return {"steps": went, "weights": {**weights(lm), **state}}
+    if "crossed" in fields:
+        kind = fields.pop("crossed")
+        lm = reader(kind)
+        made = crossed(kind, ranks=ranks, student=lm, **fields)
+        found = watched(made, lambda r: (r.totals.loss, *r.totals.measures.values()))
+        return {"steps": found, "weights": weights(lm)}
     lm = student()
     fields["student"] = lm
     if "writes" in fields:

@@ -360,8 +360,8 @@ def test_contradictions_are_refused_before_a_step() -> None:
         rewarded(policy=PrGrpo()).train()
     with pytest.raises(ConfigError, match=r"training\.reduction is not given"):
         rewarded(settings=choices().model_copy(update={}).__class__(rows_per_step=8)).train()
-    with pytest.raises(ConfigError, match=r"training\.weighting\.importance"):
-        rewarded(settings=choices(weighting={"importance": {}})).train()
+    with pytest.raises(ConfigError, match=r"importance\.level is token with policy\.kind gmpo"):
+        rewarded(policy=Gmpo(), settings=choices(weighting={"importance": {}})).train()
     with pytest.raises(ConfigError, match=r"policy\.length is null"):
         rewarded(policy=DrGrpo()).train()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -78,11 +79,21 @@ class Server:
 def vllm_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("vllm")
     save_model(student(), byte_tokenizer(), folder / "model")
-    log = folder / "log"
-    port = free_port()
+    server = Server(f"http://127.0.0.1:{free_port()}", folder / "log")
+    process = started(vllm_python, folder / "model", server)
+    try:
+        await_answers(server, process)
+        yield server
+    finally:
+        stopped(process)
+
+
+def started(vllm_python: str, model: Path, server: Server) -> subprocess.Popen[bytes]:
+    """A server as the docs say, and all its processes in a group of their own."""
+    port = server.url.rpartition(":")[2]
     command = [
-        vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "model"),
-        "--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
+        vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
+        "--port", port, "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager",
         "--logprobs-mode", "processed_logprobs", "--worker-extension-cls", EXTENSION,
         "--max-model-len", str(ROOM), "--kv-cache-memory-bytes", str(2**28),
     ]  # fmt: skip
@@ -90,23 +101,34 @@ def vllm_server(vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> I
         "VLLM_SERVER_DEV_MODE": "1", "PYTHONPATH": str(INSIDE), "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }  # fmt: skip
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **own})
-    server = Server(f"http://127.0.0.1:{port}", log)
+    with server.log.open("ab") as out:
+        return subprocess.Popen(
+            command, stdout=out, stderr=out, env={**os.environ, **own}, start_new_session=True
+        )
+
+
+def await_answers(server: Server, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(server.url):
+        assert process.poll() is None, server.log.read_text()[-4000:]
+        assert time.monotonic() < deadline, server.log.read_text()[-4000:]
+        time.sleep(0.5)
+
+
+def stopped(process: subprocess.Popen[bytes]) -> None:
+    """At leisure, or else killed."""
+    process.terminate()
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while not answers(server.url):
-            assert process.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < deadline, log.read_text()[-4000:]
-            time.sleep(0.5)
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        killed(process)
+
+
+def killed(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for the server and whatever it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def answers(url: str) -> bool:

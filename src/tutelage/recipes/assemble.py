@@ -75,6 +75,7 @@ from tutelage.students import (
 )
 from tutelage.teachers import AverageTeacher, LiveTeacher, RemoteTeacher, Teacher
 from tutelage.text import collate, cut
+from tutelage.text.collate import num_tokens
 from tutelage.training import Evaluate, Hook, Ranks, Trainer
 from tutelage.training.state_tree import dotted
 
@@ -225,7 +226,8 @@ class SharedWork:
 
 def batches(rollouts: Sequence[Rollout], recipe: Recipe, work: Work) -> list[TokenBatch]:
     """Held-out rows in forwards of a bounded size."""
-    pieces = cut(rollouts, max_tokens=recipe.evaluation.max_tokens)
+    length = num_tokens if work.teacher is None else work.teacher.length
+    pieces = cut(rollouts, max_tokens=recipe.evaluation.max_tokens, length=length)
     return [collate(piece, device=work.device) for piece in pieces]
 
 

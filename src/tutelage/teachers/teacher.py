@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 
-from tutelage.core.records import TokenBatch
+from tutelage.core.records import Rollout, TokenBatch
 from tutelage.core.targets import Target
+from tutelage.text.collate import num_tokens
 
 
 class Teacher(ABC):
@@ -26,3 +27,10 @@ class Teacher(ABC):
             DataError: the batch lacks what this teacher needs.
             NumericsError: the teacher's answer is not finite.
         """
+
+    def length(self, rollout: Rollout) -> int:
+        """Tokens of the row for whoever of student and teacher reads more of them.
+
+        What a micro-batch may hold is counted in these. The same row has the same length always.
+        """
+        return num_tokens(rollout)

@@ -7,7 +7,7 @@ import torch
 from typing_extensions import override
 
 from tutelage.core.crossing import SharedWords
-from tutelage.core.records import TokenBatch
+from tutelage.core.records import Rollout, TokenBatch
 from tutelage.core.targets import HiddenTarget, OtherVocabularyTarget
 from tutelage.models.causal_lm import CausalLM
 from tutelage.teachers.reading import Reader
@@ -67,6 +67,13 @@ class TranslatingTeacher(Teacher):
             coverage=found.coverage,
             labels=batch.labels,
         )
+
+    @override
+    def length(self, rollout: Rollout) -> int:
+        said = self._translator.completion(rollout.completion_ids).teacher_ids
+        prompt = rollout.prompt
+        mine = len(prompt.student_ids) + len(rollout.completion_ids)
+        return max(mine, len(prompt.teacher_ids or prompt.student_ids) + len(said))
 
     def _nothing(self, batch: TokenBatch) -> HiddenTarget:
         """The answer to no token at all."""

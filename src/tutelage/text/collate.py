@@ -8,7 +8,7 @@ as indices; everybody else reads `View.predicts`. Which tokens are trained follo
 import hashlib
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -53,28 +53,36 @@ def collate(rollouts: Sequence[Rollout], *, device: str | torch.device = "cpu") 
     )
 
 
-def cut(rollouts: Sequence[Rollout], *, max_tokens: int) -> list[list[Rollout]]:
-    """Micro-batches of neighbours, each of at most `max_tokens` tokens in either view.
-
-    The order is kept, so the same rollouts are always cut the same way. A row that is longer than
-    the budget is a micro-batch by itself.
-    """
-    batches: list[list[Rollout]] = []
-    room = 0
-    for rollout in rollouts:
-        length = num_tokens(rollout)
-        if not batches or length > room:
-            batches.append([])
-            room = max_tokens
-        batches[-1].append(rollout)
-        room -= length
-    return batches
-
-
 def num_tokens(rollout: Rollout) -> int:
     """Tokens of the row, in the longer of its two views."""
     prompt = max(len(rollout.prompt.student_ids), len(_teacher_ids(rollout)))
     return prompt + len(rollout.completion_ids)
+
+
+def cut(
+    rollouts: Sequence[Rollout],
+    *,
+    max_tokens: int,
+    length: Callable[[Rollout], int] = num_tokens,
+) -> list[list[Rollout]]:
+    """Micro-batches of neighbours, each of at most `max_tokens` tokens in either view.
+
+    The order is kept, so the same rollouts are always cut the same way. A row that is longer than
+    the budget is a micro-batch by itself.
+
+    Args:
+        length: tokens of a row, where a model reads it in other tokens than the rollout's own.
+    """
+    batches: list[list[Rollout]] = []
+    room = 0
+    for rollout in rollouts:
+        size = length(rollout)
+        if not batches or size > room:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(rollout)
+        room -= size
+    return batches
 
 
 def _view(

@@ -17,7 +17,7 @@ from torch import Tensor
 from tutelage.core.errors import ConfigError
 from tutelage.core.records import Rollout, TokenBatch
 from tutelage.rollouts.source import RolloutSource
-from tutelage.text.collate import collate, cut
+from tutelage.text.collate import collate, cut, num_tokens
 from tutelage.training.policy import OldTokens
 from tutelage.training.ranks import Ranks
 from tutelage.training.settings import TrainingSettings
@@ -88,10 +88,12 @@ class Collector:
         *,
         judge: Judge | None = None,
         special_ids: Collection[int] = (),
+        length: Callable[[Rollout], int] = num_tokens,
     ) -> None:
         self._source = source
         self._judge = judge
         self._special_ids = special_ids
+        self._length = length
         self._settings = settings
         self._ranks = ranks
         if settings.tokens_per_step is None and settings.rows_per_step % ranks.num_ranks:
@@ -172,7 +174,8 @@ class Collector:
 
     def micro_batches(self, rows: Sequence[Rollout]) -> list[MicroBatch]:
         """These rows in forward passes of a bounded size, in their order."""
-        pieces = cut(rows, max_tokens=self._settings.micro_batch_tokens)
+        budget = self._settings.micro_batch_tokens
+        pieces = cut(rows, max_tokens=budget, length=self._length)
         return [MicroBatch(batch=self.batch(piece), rollouts=piece) for piece in pieces]
 
     def batch(self, rows: Sequence[Rollout]) -> TokenBatch:

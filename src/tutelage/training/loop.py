@@ -18,6 +18,7 @@ from tutelage.objectives import Move, NoMove, Objective
 from tutelage.objectives.policies import Policy
 from tutelage.rollouts.source import RolloutSource
 from tutelage.teachers.teacher import Teacher
+from tutelage.text.collate import num_tokens
 from tutelage.training.checkpoint import Checkpoints, Identity, Keeper
 from tutelage.training.clocks import Clock, learning_rate_at, taid_clock
 from tutelage.training.collect import Collector, Judge
@@ -177,6 +178,7 @@ class _Run:
             self._ranks,
             judge=trainer.judge,
             special_ids=trainer.special_ids,
+            length=num_tokens if teacher is None else teacher.length,
         )
         reuse = Reuse(
             seed=trainer.seed,

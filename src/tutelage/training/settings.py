@@ -34,7 +34,8 @@ class TrainingSettings(Settings):
     """What a part is made of: whole groups of completions of one prompt, or rows by themselves.
     Advantages are within groups either way, from before the cut."""
     micro_batch_tokens: PositiveInt = 4096
-    """Tokens in one forward pass. Memory grows with it; gradients do not depend on it."""
+    """Tokens in one forward pass, for whoever of student and teacher reads more of them. Memory
+    grows with it; gradients do not depend on it."""
 
     learning_rate: Annotated[float, Gt(0)] = 1e-4
     """The highest one, right after the warm-up."""

@@ -106,6 +106,55 @@ def test_what_is_held_still_gets_no_gradient() -> None:
     assert weight.grad is None or not weight.grad.any()
 
 
+def test_the_projected_teacher_learns_from_the_text_and_not_from_the_student() -> None:
+    own = bridged()
+    bridge = own.target.bridge
+    assert isinstance(bridge, Bridge)
+    objective = DualSpace(teacher_space=0.0, only_right=False)
+    found: list[Tensor] = []
+    for hidden in (own.hidden, own.hidden.flip(0)):
+        bridge.zero_grad()
+        loss_of(replace(own, hidden=hidden.clone().requires_grad_()), objective).backward()
+        assert bridge.to_student.weight.grad is not None
+        found.append(bridge.to_student.weight.grad.clone())
+    assert torch.equal(*found)
+
+
+def test_both_parts_are_never_negative_and_the_students_scores_count_in_one_each() -> None:
+    own = bridged()
+    for objective in (
+        DualSpace(teacher_space=0.0, only_right=False),
+        DualSpace(student_space=0.0),
+    ):
+        hidden = own.hidden.clone().requires_grad_()
+        found = loss_of(replace(own, hidden=hidden), objective)
+        (gradient,) = torch.autograd.grad(found, hidden)
+        assert float(found.detach()) > 0
+        assert gradient.abs().sum(dim=1).nonzero()[:, 0].tolist() == [0, 6]
+
+
+def test_a_pair_of_tokens_that_are_not_the_same_word_is_left_out() -> None:
+    own = bridged()
+    shared = own.target.words.student_ids
+    for word in range(own.target.words.num_student):
+        own.target.labels[6] = word
+        hidden = own.hidden.clone().requires_grad_()
+        found = loss_of(replace(own, hidden=hidden), DualSpace())
+        (gradient,) = torch.autograd.grad(found, hidden)
+        looked_at = gradient.abs().sum(dim=1).nonzero()[:, 0].tolist()
+        assert looked_at == ([0, 6] if word == shared[2] else [0])
+
+
+def test_without_a_pair_every_projection_still_has_a_gradient_to_share() -> None:
+    """Another process may have pairs, and waits for this one's gradients."""
+    own = bridged()
+    bridge = own.target.bridge
+    assert isinstance(bridge, Bridge)
+    loss_of(replace(own, weights=torch.zeros_like(own.weights)), DualSpace()).backward()
+    gradients = [weight.grad for weight in bridge.parameters()]
+    assert all(one is not None and not one.any() for one in gradients)
+
+
 def test_it_needs_projections_and_another_vocabulary() -> None:
     assert can_cross(DualSpace())
     assert needs_bridge(DualSpace())

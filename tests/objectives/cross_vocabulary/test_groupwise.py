@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.objectives.cross_vocabulary.problems import Problem, problem, same_language, slow
 from tutelage.core.errors import ConfigError
 from tutelage.core.targets import HiddenTarget
-from tutelage.objectives import Objective, from_settings
+from tutelage.objectives import Bridge, Objective, from_settings
 from tutelage.objectives.cross_vocabulary import GroupScores, outcomes, sorted_distance
 from tutelage.objectives.fused import FusedOptions, fused_loss
 from tutelage.objectives.groupwise import can_cross, groupwise_loss, groupwise_per_token
@@ -36,6 +36,7 @@ CASES: list[dict[str, Any]] = [
         ],
     },
 ]
+DUAL = {"kind": "dual_space"}
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c.values())))
 
 
@@ -92,7 +93,8 @@ def test_gradients_are_those_of_finite_differences(
     bias = own.head.bias
     assert bias is not None
     inputs = [x.clone().requires_grad_() for x in (own.hidden, own.head.weight, bias)]
-    assert torch.autograd.gradcheck(loss, inputs)
+    # One random direction of all entries at once: each direction costs two losses, each entry too.
+    assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd", "total_variation"])
@@ -151,6 +153,30 @@ def test_the_gradient_reaches_the_rows_of_trained_groups_and_no_other(
         (gradient,) = torch.autograd.grad(found.loss, hidden)
         touched = (gradient.abs().sum(dim=1) > 0).nonzero()[:, 0].tolist()
         assert touched == list(range(first, first + count))
+
+
+@every_case
+def test_the_teacher_never_gets_a_gradient(case: dict[str, Any]) -> None:
+    own = problem()
+    refuse_gradients_of_the_teacher(own, from_settings(case))
+
+
+def test_the_teacher_of_two_spaces_never_gets_a_gradient() -> None:
+    own = problem()
+    bridged = replace(own.target, bridge=Bridge(4, 5).double())
+    refuse_gradients_of_the_teacher(replace(own, target=bridged), from_settings(DUAL))
+
+
+def refuse_gradients_of_the_teacher(own: Problem, objective: Objective) -> None:
+    """Whoever hands in a teacher that could learn has one that does not."""
+    teacher = own.target.teacher
+    theirs = [teacher.hidden.clone().requires_grad_(), teacher.head.weight.clone().requires_grad_()]
+    moved = replace(teacher, hidden=theirs[0], head=replace(teacher.head, weight=theirs[1]))
+    hidden = own.hidden.clone().requires_grad_()
+    given = replace(own, hidden=hidden, target=replace(own.target, teacher=moved))
+    loss_of(given, objective).loss.backward()
+    assert hidden.grad is not None
+    assert all(one.grad is None for one in theirs)
 
 
 @every_case

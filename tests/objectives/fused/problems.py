@@ -57,6 +57,8 @@ KINDS: list[Mapping[str, Any]] = [
     {"kind": "policy_gradient", "temperature": 0.8},
     {"kind": "cross_entropy"},
     {"kind": "cross_entropy", "labels": "teacher"},
+    {"kind": "aligned_kl", "divergence": {"kind": "jsd"}},
+    {"kind": "uld"},
     {
         "kind": "weighted_sum",
         "parts": [

@@ -121,3 +121,20 @@ def test_several_and_cached_teachers_with_other_tokenizers_are_refused(folder: P
         assemble(recipe_of(folder, "aligned_kl", several), None, Silence())
     with pytest.raises(TutelageError, match=r"must have the same to be cached"):
         make_cache(recipe_of(folder, "aligned_kl"), folder / "cache", CachePlan())
+
+
+def test_the_example_is_a_recipe_that_runs(folder: Path) -> None:
+    example = Path(__file__).parents[3] / "examples" / "other_tokenizer.yaml"
+    own = (
+        f"student.model={folder / 'student'}",
+        f"rollouts={{data: {folder / 'rows.jsonl'}}}",
+        f"teacher={folder / 'teacher'}",
+        f"output={folder / 'run'}",
+        "training.num_steps=2",
+        "training.warmup_steps=0",
+        "evaluation={num_rows: 4, num_samples: 0, num_token_rows: 0}",
+        "report={enabled: false}",
+        "baselines={}",
+    )
+    assert load(str(example)).objective.kind == "aligned_kl"
+    assert run_recipe(load(str(example), own)).step == 2

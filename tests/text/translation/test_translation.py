@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny_models import EOS, TURN_END, byte_tokenizer
+from tests.tiny_models import BOS, EOS, TURN_END, TURN_START, byte_tokenizer
 from tests.tiny_tokenizers import byte_level, prefixed_unigram, sentence_piece, word_piece
 from tutelage.core.errors import ConfigError, ModelError
 from tutelage.core.records import Prompt, Rollout
@@ -85,6 +85,53 @@ def test_a_normaliser_costs_the_words_it_would_change_and_no_others() -> None:
     assert len(ids) < len(b"the teacher READS the text") / 2 + len(whole)
 
 
+@every_kind
+def test_every_token_says_what_the_tokenizer_decodes_it_to(kind: str) -> None:
+    tokenizer, spelling = KINDS[kind](), SPELLINGS[kind]
+    backend, number = tokenizer.backend_tokenizer, 0
+    (begin,) = spelling.encode(b"a") or ()
+    for token in range(spelling.num_entries):
+        if spelling.is_special(token):
+            continue
+        said = backend.decode([begin, token], skip_special_tokens=False).removeprefix("a")
+        # Half a letter is decoded to nothing in particular.
+        if "\ufffd" not in said:
+            assert spelling.says([token]) == said.encode()
+            number += 1
+    assert number > 100
+
+
+def test_a_tokenizer_that_puts_a_space_in_front_does_not_in_the_middle_of_a_text() -> None:
+    from tokenizers import normalizers, pre_tokenizers
+
+    (word,) = SPELLINGS["prefixed"].encode(b"teach") or ()
+    assert prefixed_unigram().convert_ids_to_tokens(word) == "teach"
+    spaced, prepended = byte_level(), sentence_piece()
+    spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=True),
+        ]
+    )
+    prepended.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    for text in (b"teacher", b"reads the"):
+        assert Spelling(spaced).encode(text) == SPELLINGS["byte-level"].encode(text)
+        assert Spelling(prepended).encode(text) == SPELLINGS["sentence-piece"].encode(text)
+
+
+def test_the_name_of_a_special_token_costs_the_words_around_it_nothing() -> None:
+    spelling = SPELLINGS["byte-level"]
+    apart = [spelling.encode(part) or [] for part in (b"teacher", EOS.encode(), b"teacher")]
+    assert spelling.encode(b"teacher" + EOS.encode() + b"teacher") == [
+        *apart[0],
+        *apart[1],
+        *apart[2],
+    ]
+    assert len(apart[0]) < len(b"teacher")
+
+
 def test_tokenizers_that_say_no_bytes_are_refused() -> None:
     with pytest.raises(ModelError, match=r"decoder is WordPiece; it must be byte-level"):
         Spelling(word_piece())
@@ -151,7 +198,7 @@ def test_whatever_a_student_draws_is_put_into_the_teachers_tokens(ids: list[int]
     said = both.completion(ids)
     mine, theirs = SPELLINGS["byte-level"], SPELLINGS["sentence-piece"]
     assert theirs.says(said.teacher_ids) == mine.says(ids)
-    specials = [both._specials[t] for t in ids if t in both._specials]
+    specials = [both.specials[t] for t in ids if t in both.specials]
     assert [t for t in said.teacher_ids if theirs.is_special(t)] == specials
     for span in said.spans:
         places = range(span.student_first, span.student_first + span.student_count)
@@ -173,8 +220,13 @@ def test_ends_are_paired_with_ends_and_names_with_names() -> None:
     assert paired_specials(mine, theirs, conversations=False) == {eos: end}
     chosen = paired_specials(mine, theirs, conversations=False, given={EOS: "<stop>"})
     assert chosen == {eos: stop}
+    chosen = paired_specials(mine, theirs, conversations=True, given={TURN_END: "<eos>"})
+    assert chosen == {turn: end, eos: end}
     same = paired_specials(mine, Side(byte_level(420)), conversations=True)
     assert len(same) == 4
+    # What is taken by choice is not given away again by its name.
+    taken = paired_specials(mine, Side(byte_level(420)), conversations=False, given={EOS: BOS})
+    assert set(taken) == {special(byte_level(), name) for name in (EOS, TURN_START, TURN_END)}
     with pytest.raises(ConfigError, match=r"special_tokens names '<nope>' of the teacher"):
         paired_specials(mine, theirs, conversations=False, given={EOS: "<nope>"})
 
@@ -235,6 +287,10 @@ def test_a_batch_is_translated_row_by_row_with_rows_that_predict_the_groups() ->
         own = teacher.teacher.input_ids[slice(*teacher.teacher.row_starts[row : row + 2].tolist())]
         completion = both.completion(one.completion_ids).teacher_ids
         assert own.tolist() == [*(one.prompt.teacher_ids or ()), *completion]
+        places = teacher.teacher.position_ids[
+            slice(*teacher.teacher.row_starts[row : row + 2].tolist())
+        ]
+        assert places.tolist() == list(range(len(own)))
     coverage = found.coverage
     assert coverage.num_tokens == coverage.num_grouped == len(batch.labels)
     assert coverage.num_bytes == coverage.num_aligned_bytes == 17 + 13 + 4
@@ -242,12 +298,14 @@ def test_a_batch_is_translated_row_by_row_with_rows_that_predict_the_groups() ->
 
 
 def test_groups_of_tokens_that_are_not_all_trained_count_for_nothing() -> None:
-    row = rollout(b"the teacher reads", 2)
+    text = "unthinkable caf\u00e9s: \u8a9e".encode()
+    row = rollout(text, 2)
     whole = translator("byte-level", "sentence-piece").batch(collate([row]))
     number = len(row.completion_ids)
+    assert int(whole.groups.student_count.max()) > 1
     for left_out in range(number):
         trained = tuple(at != left_out for at in range(number))
-        part = collate([rollout(b"the teacher reads", 2, trained=trained)])
+        part = collate([rollout(text, 2, trained=trained)])
         found = translator("byte-level", "sentence-piece").batch(part)
         counts = whole.groups.student_count
         hit = (whole.groups.student_first <= left_out) & (

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tutelage.core.errors import ConfigError
-from tutelage.core.targets import Head, OtherVocabularyTarget
+from tutelage.core.targets import Head, HiddenTarget, OtherVocabularyTarget
 from tutelage.objectives.cross_vocabulary import Bridge, DualScores, DualSpace
 from tutelage.objectives.fused import FusedLoss, FusedOptions
 from tutelage.objectives.fused.tiles import spans
@@ -46,12 +46,10 @@ def dual_space_loss(
     mine, theirs = mine[kept], theirs[kept]
     labels, weights = target.labels[mine], token_weights.detach()[mine]
     dtype = options.matmul_dtype
-    still = replace(
-        head,
-        weight=head.weight.detach(),
-        bias=None if head.bias is None else head.bias.detach(),
+    still = _held_still(head)
+    teacher = HiddenTarget(
+        hidden=target.teacher.hidden.detach(), head=_held_still(target.teacher.head)
     )
-    teacher = target.teacher
 
     def tile(own: Tensor, other: Tensor, at: Tensor) -> Tensor:
         other = other.to(bridge.to_student.weight.dtype)
@@ -80,6 +78,11 @@ def dual_space_loss(
     found = torch.cat(values) if values else hidden.new_zeros(0)
     per_token = found.new_zeros(len(hidden)).index_copy(0, mine, found.detach())
     return FusedLoss(loss=(found * weights).sum() + nothing, per_token=per_token)
+
+
+def _held_still(head: Head) -> Head:
+    bias = None if head.bias is None else head.bias.detach()
+    return replace(head, weight=head.weight.detach(), bias=bias)
 
 
 def _pairs(

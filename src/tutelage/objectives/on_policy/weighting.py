@@ -45,12 +45,20 @@ class Returns:
 class ImportanceSettings(Settings):
     """Weigh a token by how much likelier it is now than when it was drawn.
 
-    The student moves on while old completions wait in a replay buffer. A completion that is
-    trained on at once has ratios of 1, up to rounding.
+    The student moves on while old completions wait in a replay buffer, or vLLM rounds otherwise
+    than training does. A completion that is trained on at once, and was drawn by the same
+    program, has ratios of 1, up to rounding.
+
+    Beside a policy, whose own ratio tells how far the student has moved since it wrote, this one
+    tells how far the student that wrote is from whoever drew for it: old student / sampler.
+
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training" (truncated importance sampling); so in TRL and verl.
     """
 
     level: Literal["token", "sequence"] = "token"
-    """Each token's own ratio, or the product over its completion for all of its tokens."""
+    """Each token's own ratio, or the product over its completion for all of its tokens. A policy
+    of whole completions (gspo, gmpo, rspo) needs the latter."""
     highest: Annotated[float, Gt(0)] = 2.0
     """The largest ratio that counts."""
     outside: Outside = "cap"
@@ -72,7 +80,7 @@ class TokenWeighting(Settings):
     """With `sampled_token`: a token answers for what follows it too, which counts so much less
     with each step (gamma). null or 0: for itself alone."""
     importance: ImportanceSettings | None = None
-    """Correct for completions that an earlier student wrote; null does not."""
+    """Correct for completions that an earlier student, or another program, drew; null does not."""
 
     def trained(self, batch: TokenBatch, special_ids: Collection[int]) -> Bool[Tensor, " N"]:
         """The batch's loss mask without the tokens that are left out."""
@@ -112,8 +120,26 @@ class TokenWeighting(Settings):
         if isinstance(objective, PolicyGradient):
             weights = weights * token_advantages(batch)
         if self.importance is not None:
-            weights = weights * self._importance(batch, sampled_at, per_token)
+            now = -per_token(PolicyGradient(temperature=sampled_at))
+            weights = weights * self._importance(batch, now)
         return weights
+
+    @torch.no_grad()
+    def of_old_student(
+        self, batch: TokenBatch, weights: Float[Tensor, " N"], old_logp: Float[Tensor, " N"]
+    ) -> Float[Tensor, " N"]:
+        """The weights of a policy's tokens, whose ratio to the old student is not counted twice.
+
+        Args:
+            old_logp: under the student that wrote, by the trainer.
+
+        Raises:
+            DataError: tokens of rows that nobody drew.
+        """
+        weights = self.placed(batch, weights)
+        if self.importance is None:
+            return weights
+        return weights * self._importance(batch, old_logp)
 
     @torch.no_grad()
     def returns(
@@ -130,12 +156,9 @@ class TokenWeighting(Settings):
             drawn=PolicyGradient(temperature=objective.temperature),
         )
 
-    def _importance(
-        self, batch: TokenBatch, sampled_at: float, per_token: PerToken
-    ) -> Float[Tensor, " N"]:
-        assert self.importance is not None  # noqa: S101  the caller has looked
+    def _importance(self, batch: TokenBatch, now: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        assert self.importance is not None  # noqa: S101  the callers have looked
         drawn = _of_rows(batch.sampled_logp, batch, "sampled log-probability", "Let a model write")
-        now = -per_token(PolicyGradient(temperature=sampled_at))
         now = torch.where(batch.loss_mask, now, drawn)
         highest, outside = self.importance.highest, self.importance.outside
         if self.importance.level == "token":

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import final
 
@@ -11,6 +12,9 @@ from tutelage.core.crossing import Coverage, Groups
 from tutelage.core.records import TokenBatch, View
 from tutelage.text.translation.groups import Span, spans_of
 from tutelage.text.translation.spelling import Spelling
+
+_NUM_REMEMBERED = 256
+"""Completions whose translation is at hand."""
 
 
 @final
@@ -62,17 +66,23 @@ class Translator:
     def __init__(self, student: Spelling, teacher: Spelling, specials: Mapping[int, int]) -> None:
         self._student = student
         self._teacher = teacher
-        self._specials = dict(specials)
+        self.specials = dict(specials)
+        """The student's special tokens to the teacher's."""
+        # A row is asked about to cut its step into micro-batches, and again to be read.
+        self._remembered = lru_cache(_NUM_REMEMBERED)(self._completion)
 
     def completion(self, ids: Sequence[int]) -> Translation:
         """One completion, by itself."""
+        return self._remembered(tuple(ids))
+
+    def _completion(self, ids: tuple[int, ...]) -> Translation:
         sizes = tuple(self._student.sizes(ids))
         teacher_ids: list[int] = []
         # Both sides say one stream: bytes, and one unit for each special token that both have.
         mine, theirs = list(sizes), list[int]()
         run: list[int] = []
         for at, token in [*enumerate(ids), (len(ids), -1)]:
-            ends = token == -1 or (self._student.is_special(token) and token in self._specials)
+            ends = token == -1 or (self._student.is_special(token) and token in self.specials)
             if not ends:
                 run.append(token)
                 continue
@@ -83,7 +93,7 @@ class Translator:
             theirs += self._teacher.sizes(said)
             run = []
             if token != -1:
-                teacher_ids.append(self._specials[token])
+                teacher_ids.append(self.specials[token])
                 theirs.append(1)
                 mine[at] = 1
         spans = tuple(spans_of(mine, theirs))

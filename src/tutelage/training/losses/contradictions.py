@@ -7,6 +7,7 @@ from typing import Any, final
 from tutelage.core.errors import ConfigError
 from tutelage.objectives import Move, NoMove, Objective
 from tutelage.objectives.policies import DrGrpo, Policy
+from tutelage.objectives.policies.token_ratio import TokenRatioPolicy
 from tutelage.training.settings import TrainingSettings
 from tutelage.training.state_tree import dotted
 
@@ -73,10 +74,12 @@ def _refuse_no_teacher(wanted: Wanted, *, has_teacher: bool) -> None:
 
 def policy_contradictions(policy: Policy, settings: TrainingSettings) -> Iterator[str]:
     """One line each, of the policy and the training settings alone."""
-    if settings.weighting.importance is not None:
+    importance = settings.weighting.importance
+    by_token = importance is not None and importance.level == "token"
+    if by_token and not isinstance(policy, TokenRatioPolicy):
         yield (
-            "training.weighting.importance is given beside a policy, whose ratio already corrects "
-            "for how far the student has moved; it must be null. Leave it out."
+            f"training.weighting.importance.level is token with policy.kind {kind_of(policy)}, "
+            "which weighs whole completions; it must be sequence. Change it."
         )
     if not isinstance(policy, DrGrpo) and "reduction" not in settings.model_fields_set:
         yield (

@@ -140,7 +140,9 @@ class LossModule(nn.Module):
         def steer(objective: Objective, slopes: Float[Tensor, " N"]) -> Float[Tensor, ""]:
             return self._loss(hidden, target, objective, slopes, options)[0]
 
-        found = self.policy.share(batch, now, old, self._weighting.placed(batch, weights), steer)
+        written = now.logp if old is None else old.logp
+        weighed = self._weighting.of_old_student(batch, weights, written)
+        found = self.policy.share(batch, now, old, weighed, steer)
         share, per_token = found.share, found.per_token
         moved = share.detach() * 0 if self._measure_moved else None
         if distilled is not None:
