@@ -55,7 +55,7 @@ from tutelage.recipes.rows import (
     with_views,
     writes,
 )
-from tutelage.recipes.several import build_several
+from tutelage.recipes.several import build_several, who_teach
 from tutelage.recipes.teaching import build_teacher
 from tutelage.recipes.tokenizers import (
     add_bridge,
@@ -73,17 +73,13 @@ from tutelage.students import (
     layers_by_influence,
     wants_calibration,
 )
-from tutelage.teachers import AverageTeacher, LiveTeacher, RemoteTeacher, Teacher
+from tutelage.teachers import AverageTeacher, LiveTeacher, RemoteTeacher, SeveralTeachers, Teacher
 from tutelage.text import collate, cut
 from tutelage.training import Evaluate, Hook, Ranks, Trainer
 from tutelage.training.state_tree import dotted
 
 _NUM_CALIBRATION_ROWS = 64
-_NOT_WHO_TEACHES: Any = {
-    "trust_remote_code": True,
-    "remember_megabytes": True,
-    "teachers": {"__all__": {"trust_remote_code", "remember_megabytes"}},
-}
+_NOT_WHO_TEACHES = {"trust_remote_code", "remember_megabytes"}
 
 
 @final
@@ -362,6 +358,9 @@ def _who_teaches(recipe: Recipe, work: Work) -> dict[str, Any]:
     if isinstance(recipe.teacher, RemoteTeacherSettings):
         assert isinstance(work.teacher, RemoteTeacher)  # noqa: S101  assemble has built it
         named = who_teaches_there(recipe.teacher, work.teacher)
+    if isinstance(recipe.teacher, SeveralTeacherSettings):
+        assert isinstance(work.teacher, SeveralTeachers)  # noqa: S101  assemble has built it
+        named = who_teach(recipe.teacher, work.teacher)
     if work.teacher_model is not None:
         named["dtype"] = str(work.teacher_model.lm.dtype).removeprefix("torch.")
     return {f"teacher.{name}": value for name, value in named.items()}

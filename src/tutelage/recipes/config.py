@@ -73,13 +73,16 @@ class SeveralTeacherSettings(Settings):
         Mapping[
             str,
             Annotated[
-                LiveTeacherSettings | ToyTeacherSettings | CachedTeacherSettings,
+                LiveTeacherSettings
+                | ToyTeacherSettings
+                | CachedTeacherSettings
+                | RemoteTeacherSettings,
                 Field(discriminator="kind"),
             ],
         ],
         Field(min_length=1),
     ]
-    """Name to teacher, live or cached as hidden states."""
+    """Name to teacher: live, cached as hidden states, or on a server that answers with them."""
     weights: Mapping[str, Annotated[float, Field(gt=0)]] | None = None
     """Name to what that teacher counts; brought to a sum of 1. Null: all alike."""
     column: str = "teacher"

@@ -4,7 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tutelage.core.errors import DataError
-from tutelage.recipes.config import CachedTeacherSettings, Recipe, SeveralTeacherSettings
+from tutelage.recipes.config import (
+    CachedTeacherSettings,
+    Recipe,
+    RemoteTeacherSettings,
+    SeveralTeacherSettings,
+)
+from tutelage.recipes.remote import of_form
 from tutelage.recipes.rows import writes
 from tutelage.students import FreshStudent, PrunedStudent
 from tutelage.teachers.cache import load_identity
@@ -17,6 +23,7 @@ def contradictions_among(recipe: Recipe) -> Iterator[str]:
         return
     yield from _of_shares(settings)
     yield from _of_caches(settings)
+    yield from _of_servers(settings)
     cached = [n for n, t in settings.teachers.items() if isinstance(t, CachedTeacherSettings)]
     who = writes(recipe.rollouts)
     if who and (cached or settings.by == "row" or "teacher" in who):
@@ -25,7 +32,7 @@ def contradictions_among(recipe: Recipe) -> Iterator[str]:
             why = "several teachers write nothing together"
         yield (
             f"rollouts.kind is {recipe.rollouts.kind}, and {why}; it must be dataset. Change it, "
-            "or use live teachers by mixture or product and let the student write."
+            "or use live or remote teachers by mixture or product and let the student write."
         )
     if recipe.evaluation.written_rows and (cached or settings.by == "row"):
         yield (
@@ -80,6 +87,22 @@ def _of_caches(settings: SeveralTeacherSettings) -> Iterator[str]:
             )
         if one.rest is not None:
             yield f"{where}.rest is {one.rest}; it must be left out for hidden states. Remove it."
+
+
+def _of_servers(settings: SeveralTeacherSettings) -> Iterator[str]:
+    for name, one in settings.teachers.items():
+        if not isinstance(one, RemoteTeacherSettings):
+            continue
+        where = f"teacher.teachers.{name}"
+        if one.api == "vllm" or one.answer != "hidden":
+            whose = ", from vLLM" if one.api == "vllm" else ""
+            yield (
+                f"{where} answers with {one.answer}{whose}; it must answer with hidden states, for "
+                "several teachers are blended over all entries. Serve it with `tutelage serve`, "
+                "and leave answer and api out."
+            )
+        else:
+            yield from of_form(one, where)
 
 
 def told_of_several(settings: SeveralTeacherSettings) -> str:
