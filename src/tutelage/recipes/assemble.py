@@ -133,8 +133,15 @@ def _pair_of(recipe: Recipe) -> str:
     return json.dumps(named, sort_keys=True)
 
 
-def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
-    """Read the rows, then load the teacher; the cheap and likely mistakes come first."""
+def assemble(
+    recipe: Recipe, folder: Path | None, narrator: Narrator, *, answers: Path | None = None
+) -> Work:
+    """Read the rows, then load the teacher; the cheap and likely mistakes come first.
+
+    Args:
+        folder: of the run; None where nothing is trained, or in folders that are not known yet.
+        answers: where teachers that are loaded one at a time leave theirs; None: in `folder`.
+    """
     ranks = Ranks(track_with=recipe.training.track_with, folder=folder)
     with narrator.stage("Reading the rows"):
         tokenizer = student_tokenizer(recipe)
@@ -162,11 +169,14 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
     if recipe.teacher is None or isinstance(recipe.teacher, SelfTeacherSettings):
         return work
     if isinstance(recipe.teacher, CachedTeacherSettings | SeveralTeacherSettings):
-        pair, device = Language(tokenizer=tokenizer, num_real=num_real), ranks.device
+        pair = Language(tokenizer=tokenizer, num_real=num_real)
         if isinstance(recipe.teacher, SeveralTeacherSettings):
-            asked = build_several(recipe, rows, pair, device=device, narrator=narrator)
+            answers = answers or (folder and RunFolder(folder).answers)
+            asked = build_several(
+                recipe, rows, pair, ranks=ranks, narrator=narrator, answers=answers
+            )
         else:
-            asked = open_cache(recipe, rows, pair, device=device)
+            asked = open_cache(recipe, rows, pair, device=ranks.device)
         teacher, examiner = asked
         return replace(work, teacher=teacher, examiner=examiner)
     if isinstance(recipe.teacher, RemoteTeacherSettings):
@@ -215,7 +225,8 @@ class SharedWork:
         key = json.dumps([parts, recipe.training.track_with], sort_keys=True)
         if self._kept is None or self._kept[0] != key:
             self._kept = None
-            self._kept = (key, assemble(recipe, None, self.narrator))
+            answers = RunFolder(Path(recipe.folder)).answers
+            self._kept = (key, assemble(recipe, None, self.narrator, answers=answers))
         return self._kept[1]
 
 

@@ -87,6 +87,9 @@ class SeveralTeacherSettings(Settings):
     """Name to what that teacher counts; brought to a sum of 1. Null: all alike."""
     column: str = "teacher"
     """By row: where the name of the row's teacher stands."""
+    sequential: bool = False
+    """For live teachers that do not fit together: before the first step each is loaded alone, its
+    hidden states for all rows are kept in the run's folder, under `answers`, and it is dropped."""
 
 
 TeacherSettings = Annotated[

@@ -169,8 +169,9 @@ def _head(config: PretrainedConfig) -> int:
 
 
 def _of_several(recipe: Recipe) -> dict[str, int]:
-    """Bytes of each teacher: its weights, or its head where it is not loaded."""
-    found: dict[str, int] = {}
+    """Bytes of each teacher: its weights, or its head where it is not loaded, or not for long."""
+    settings, found, alone = recipe.teacher, dict[str, int](), [0]
+    assert isinstance(settings, SeveralTeacherSettings)  # noqa: S101  the caller has looked
     for name, one in each_teacher(recipe).items():
         config = teacher_config(one)
         assert config is not None  # noqa: S101  each has one
@@ -181,8 +182,14 @@ def _of_several(recipe: Recipe) -> dict[str, int]:
                 found[f"teacher {name}, its head, at most"] = _head(config)
             case other:
                 dtype = other.dtype if isinstance(other, LiveTeacherSettings) else "float32"
-                found[f"teacher {name}"] = parameter_count(config).total * _BYTES[dtype]
-    return found
+                size = parameter_count(config).total * _BYTES[dtype]
+                if settings.sequential:
+                    alone.append(size)
+                    found[f"teacher {name}, its head, at most"] = _head(config)
+                else:
+                    found[f"teacher {name}"] = size
+    largest = {"largest teacher, alone before the first step": max(alone)}
+    return found | (largest if settings.sequential else {})
 
 
 def _kept_while_writing(recipe: Recipe, shape: PretrainedConfig) -> int:

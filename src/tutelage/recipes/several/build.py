@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -20,27 +21,45 @@ from tutelage.recipes.narrator import Narrator
 from tutelage.recipes.pair import each_teacher, load_teacher
 from tutelage.recipes.remote import open_remote
 from tutelage.recipes.rows import Rows
+from tutelage.recipes.several.sequential import Shelf, passing_folder
 from tutelage.teachers import ByRow, ByWeight, LiveTeacher, SeveralTeachers, Teacher, blended_by
 from tutelage.text import key_of
+from tutelage.training import Ranks
 
 
 def build_several(
-    recipe: Recipe, rows: Rows, language: Language, *, device: torch.device, narrator: Narrator
+    recipe: Recipe,
+    rows: Rows,
+    language: Language,
+    *,
+    ranks: Ranks,
+    narrator: Narrator,
+    answers: Path | None = None,
 ) -> tuple[SeveralTeachers, SeveralTeachers]:
     """Who answers for training rows, and who for held-out ones.
+
+    Args:
+        answers: where those of teachers that are loaded one at a time are kept. None: only those
+            for held-out rows are, as long as `ranks` is there.
 
     Raises:
         DataError: a row names no teacher, or a cache lacks a row of its teacher's.
         RemoteError: a server does not answer, or serves another model.
     """
-    by = shares(recipe, rows)
+    settings, by = recipe.teacher, shares(recipe, rows)
+    assert isinstance(settings, SeveralTeacherSettings)  # noqa: S101  the caller has looked
+    shelf = None
+    if settings.sequential:
+        if answers is None:
+            rows, answers = replace(rows, training=[]), passing_folder(ranks)
+        shelf = Shelf(folder=answers, language=language, ranks=ranks, narrator=narrator)
     training: dict[str, Teacher] = {}
     held_out: dict[str, Teacher] = {}
-    for name, one in each_teacher(recipe).items():
+    for number, (name, one) in enumerate(each_teacher(recipe).items(), 1):
+        own = own_rows(rows, by, name)
+        asked = one if shelf is None else shelf.kept(name, number, one, own)
         with narrator.stage(f"Loading the teacher {name}"):
-            training[name], held_out[name] = _member(
-                one, own_rows(rows, by, name), language, device
-            )
+            training[name], held_out[name] = _member(asked, own, language, ranks.device)
     return SeveralTeachers(training, by=by), SeveralTeachers(held_out, by=by)
 
 

@@ -12,6 +12,7 @@ from tutelage.recipes.config import (
 )
 from tutelage.recipes.remote import of_form
 from tutelage.recipes.rows import writes
+from tutelage.recipes.several.sequential import is_loaded
 from tutelage.students import FreshStudent, PrunedStudent
 from tutelage.teachers.cache import load_identity
 
@@ -24,20 +25,18 @@ def contradictions_among(recipe: Recipe) -> Iterator[str]:
     yield from _of_shares(settings)
     yield from _of_caches(settings)
     yield from _of_servers(settings)
-    cached = [n for n, t in settings.teachers.items() if isinstance(t, CachedTeacherSettings)]
-    who = writes(recipe.rollouts)
-    if who and (cached or settings.by == "row" or "teacher" in who):
-        why = f"{cached[0]} is cached" if cached else f"teacher.by is {settings.by}"
-        if "teacher" in who:
-            why = "several teachers write nothing together"
+    yield from _of_sequence(settings)
+    who, unseen = writes(recipe.rollouts), _knows_only_the_data(settings)
+    if who and (unseen or "teacher" in who):
+        why = "several teachers write nothing together" if "teacher" in who else unseen
         yield (
             f"rollouts.kind is {recipe.rollouts.kind}, and {why}; it must be dataset. Change it, "
             "or use live or remote teachers by mixture or product and let the student write."
         )
-    if recipe.evaluation.written_rows and (cached or settings.by == "row"):
+    if recipe.evaluation.written_rows and unseen:
         yield (
             f"evaluation.written_rows is {recipe.evaluation.written_rows}, and not every teacher "
-            "can read what will be written; it must be 0. Leave it out."
+            f"can read what will be written ({unseen}); it must be 0. Leave it out."
         )
     student = recipe.student
     if isinstance(student, FreshStudent) or (
@@ -47,6 +46,34 @@ def contradictions_among(recipe: Recipe) -> Iterator[str]:
             f"student.kind is {student.kind} without a model of its own, and teacher.kind is "
             "several; it must be made from one model. Name it in student.model."
         )
+
+
+def _knows_only_the_data(settings: SeveralTeacherSettings) -> str:
+    """Why nobody may be asked about what models write while the run goes on; empty: they may."""
+    cached = [n for n, t in settings.teachers.items() if isinstance(t, CachedTeacherSettings)]
+    if cached:
+        return f"{cached[0]} is cached"
+    if settings.sequential:
+        return "teacher.sequential is true, which asks about rows that are known beforehand"
+    return "teacher.by is row" if settings.by == "row" else ""
+
+
+def _of_sequence(settings: SeveralTeacherSettings) -> Iterator[str]:
+    if not settings.sequential:
+        return
+    loaded = {name: one for name, one in settings.teachers.items() if is_loaded(one)}
+    if not loaded:
+        yield (
+            "teacher.sequential is true, and none of teacher.teachers is live; it must be false "
+            "where nothing is loaded. Leave it out."
+        )
+    for name, one in loaded.items():
+        most = one.remember_megabytes
+        if most != type(one).model_fields["remember_megabytes"].default:
+            yield (
+                f"teacher.teachers.{name}.remember_megabytes is {most}, and teacher.sequential is "
+                "true, where answers are on the disk; it must be left out. Remove it."
+            )
 
 
 def _of_shares(settings: SeveralTeacherSettings) -> Iterator[str]:
@@ -112,4 +139,5 @@ def told_of_several(settings: SeveralTeacherSettings) -> str:
         f"{name} ({one.kind}{f', weight {shares[name]:g}' if name in shares else ''})"
         for name, one in settings.teachers.items()
     ]
-    return f"several, by {settings.by}: {', '.join(named)}"
+    how = ", the live ones loaded one at a time" if settings.sequential else ""
+    return f"several, by {settings.by}{how}: {', '.join(named)}"

@@ -15,7 +15,7 @@ from tutelage.training.state_tree import dotted
 
 def who_teach(settings: SeveralTeacherSettings, teachers: SeveralTeachers) -> dict[str, Any]:
     """By dotted name; where a cache or a server is may change, whose answers it has may not."""
-    named = settings.model_dump(mode="json", exclude={"teachers"})
+    named = settings.model_dump(mode="json", exclude={"teachers", "sequential"})
     for name, one in settings.teachers.items():
         match one:
             case CachedTeacherSettings():
