@@ -75,6 +75,11 @@ class RunFolder:
         return self.root / "summary.json"
 
     @property
+    def answers(self) -> Path:
+        """Caches of teachers that were loaded one at a time before the first step."""
+        return self.root / "answers"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder a checkpoint, named `step-N`."""
         return self.root / "checkpoints"

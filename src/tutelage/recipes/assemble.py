@@ -55,7 +55,7 @@ from tutelage.recipes.rows import (
     with_views,
     writes,
 )
-from tutelage.recipes.several import build_several
+from tutelage.recipes.several import build_several, who_teach
 from tutelage.recipes.teaching import build_teacher
 from tutelage.recipes.tokenizers import (
     add_bridge,
@@ -73,18 +73,14 @@ from tutelage.students import (
     layers_by_influence,
     wants_calibration,
 )
-from tutelage.teachers import AverageTeacher, LiveTeacher, RemoteTeacher, Teacher
+from tutelage.teachers import AverageTeacher, LiveTeacher, RemoteTeacher, SeveralTeachers, Teacher
 from tutelage.text import collate, cut
 from tutelage.text.collate import num_tokens
 from tutelage.training import Evaluate, Hook, Ranks, Trainer
 from tutelage.training.state_tree import dotted
 
 _NUM_CALIBRATION_ROWS = 64
-_NOT_WHO_TEACHES: Any = {
-    "trust_remote_code": True,
-    "remember_megabytes": True,
-    "teachers": {"__all__": {"trust_remote_code", "remember_megabytes"}},
-}
+_NOT_WHO_TEACHES = {"trust_remote_code", "remember_megabytes"}
 
 
 @final
@@ -138,8 +134,15 @@ def _pair_of(recipe: Recipe) -> str:
     return json.dumps(named, sort_keys=True)
 
 
-def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
-    """Read the rows, then load the teacher; the cheap and likely mistakes come first."""
+def assemble(
+    recipe: Recipe, folder: Path | None, narrator: Narrator, *, answers: Path | None = None
+) -> Work:
+    """Read the rows, then load the teacher; the cheap and likely mistakes come first.
+
+    Args:
+        folder: of the run; None where nothing is trained, or in folders that are not known yet.
+        answers: where teachers that are loaded one at a time leave theirs; None: in `folder`.
+    """
     ranks = Ranks(track_with=recipe.training.track_with, folder=folder)
     with narrator.stage("Reading the rows"):
         tokenizer = student_tokenizer(recipe)
@@ -167,11 +170,14 @@ def assemble(recipe: Recipe, folder: Path | None, narrator: Narrator) -> Work:
     if recipe.teacher is None or isinstance(recipe.teacher, SelfTeacherSettings):
         return work
     if isinstance(recipe.teacher, CachedTeacherSettings | SeveralTeacherSettings):
-        pair, device = Language(tokenizer=tokenizer, num_real=num_real), ranks.device
+        pair = Language(tokenizer=tokenizer, num_real=num_real)
         if isinstance(recipe.teacher, SeveralTeacherSettings):
-            asked = build_several(recipe, rows, pair, device=device, narrator=narrator)
+            answers = answers or (folder and RunFolder(folder).answers)
+            asked = build_several(
+                recipe, rows, pair, ranks=ranks, narrator=narrator, answers=answers
+            )
         else:
-            asked = open_cache(recipe, rows, pair, device=device)
+            asked = open_cache(recipe, rows, pair, device=ranks.device)
         teacher, examiner = asked
         return replace(work, teacher=teacher, examiner=examiner)
     if isinstance(recipe.teacher, RemoteTeacherSettings):
@@ -220,7 +226,8 @@ class SharedWork:
         key = json.dumps([parts, recipe.training.track_with], sort_keys=True)
         if self._kept is None or self._kept[0] != key:
             self._kept = None
-            self._kept = (key, assemble(recipe, None, self.narrator))
+            answers = RunFolder(Path(recipe.folder)).answers
+            self._kept = (key, assemble(recipe, None, self.narrator, answers=answers))
         return self._kept[1]
 
 
@@ -364,6 +371,9 @@ def _who_teaches(recipe: Recipe, work: Work) -> dict[str, Any]:
     if isinstance(recipe.teacher, RemoteTeacherSettings):
         assert isinstance(work.teacher, RemoteTeacher)  # noqa: S101  assemble has built it
         named = who_teaches_there(recipe.teacher, work.teacher)
+    if isinstance(recipe.teacher, SeveralTeacherSettings):
+        assert isinstance(work.teacher, SeveralTeachers)  # noqa: S101  assemble has built it
+        named = who_teach(recipe.teacher, work.teacher)
     if work.teacher_model is not None:
         named["dtype"] = str(work.teacher_model.lm.dtype).removeprefix("torch.")
     return {f"teacher.{name}": value for name, value in named.items()}

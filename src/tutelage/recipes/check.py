@@ -327,7 +327,9 @@ def check_output(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite contradict each other; give one of them.")
     taken = any(path.exists() for path in _signs(folder))
-    if resume and not taken:
+    # A run may have ended before its first step, while its teachers' answers were kept.
+    begun = taken or folder.answers.is_dir()
+    if resume and not begun:
         raise CheckpointError(
             f"{folder.root} holds no run to go on with; it must be the folder of an earlier run. "
             "Check output and name, or leave out --resume."
@@ -337,7 +339,7 @@ def check_output(recipe: Recipe, *, resume: bool, overwrite: bool) -> RunFolder:
             f"output is {folder.root}, which already holds a run; it must be a new folder. "
             "Go on with --resume, replace it with --overwrite, or give another output=FOLDER."
         )
-    foreign = not taken and folder.root.is_dir() and any(folder.root.iterdir())
+    foreign = not begun and folder.root.is_dir() and any(folder.root.iterdir())
     if foreign and overwrite:
         raise OutputError(
             f"output is {folder.root}, which holds files that no run of ours wrote; it must be a "

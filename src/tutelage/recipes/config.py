@@ -73,17 +73,23 @@ class SeveralTeacherSettings(Settings):
         Mapping[
             str,
             Annotated[
-                LiveTeacherSettings | ToyTeacherSettings | CachedTeacherSettings,
+                LiveTeacherSettings
+                | ToyTeacherSettings
+                | CachedTeacherSettings
+                | RemoteTeacherSettings,
                 Field(discriminator="kind"),
             ],
         ],
         Field(min_length=1),
     ]
-    """Name to teacher, live or cached as hidden states."""
+    """Name to teacher: live, cached as hidden states, or on a server that answers with them."""
     weights: Mapping[str, Annotated[float, Field(gt=0)]] | None = None
     """Name to what that teacher counts; brought to a sum of 1. Null: all alike."""
     column: str = "teacher"
     """By row: where the name of the row's teacher stands."""
+    sequential: bool = False
+    """For live teachers that do not fit together: before the first step each is loaded alone, its
+    hidden states for all rows are kept in the run's folder, under `answers`, and it is dropped."""
 
 
 TeacherSettings = Annotated[

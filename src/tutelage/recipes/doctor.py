@@ -14,13 +14,12 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from tutelage.core.errors import TutelageError
 from tutelage.core.records import Rollout
-from tutelage.recipes.caching import Language, look_over
+from tutelage.recipes.caching import Language
 from tutelage.recipes.check import contradictions
 from tutelage.recipes.config import (
     CachedTeacherSettings,
     LiveTeacherSettings,
     Recipe,
-    RemoteTeacherSettings,
     SelfTeacherSettings,
     SeveralTeacherSettings,
 )
@@ -33,7 +32,6 @@ from tutelage.recipes.pair import (
     teacher_tokenizer,
     vocabulary_size,
 )
-from tutelage.recipes.remote import look_at_server
 from tutelage.recipes.rows import (
     Rows,
     described,
@@ -43,6 +41,7 @@ from tutelage.recipes.rows import (
     with_views,
     writes,
 )
+from tutelage.recipes.several import look_elsewhere
 from tutelage.recipes.tokenizers import told_of_fit
 from tutelage.rollouts import WritingSettings
 from tutelage.students import lora_of
@@ -81,7 +80,7 @@ def examine(recipe: Recipe) -> list[Finding]:
         return found
     found += _collected("rows", lambda: _rows(recipe, rows))
     found += _collected("chat template", lambda: _template(recipe, tokenizer, rows))
-    found += _collected(_where(recipe), lambda: _elsewhere(recipe, tokenizer, rows))
+    found += _collected("teacher", lambda: _elsewhere(recipe, tokenizer, rows))
     found += _collected("tokenizers", lambda: _tokenizers(recipe, tokenizer, rows))
     found += _collected("privileged context", lambda: _context(recipe, rows))
     found += _collected("end of turn", lambda: _ends(recipe, tokenizer, shape, rows))
@@ -258,17 +257,9 @@ def _context(recipe: Recipe, rows: Rows) -> Iterator[Finding]:
 
 
 def _elsewhere(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Iterator[Finding]:
-    if not isinstance(recipe.teacher, CachedTeacherSettings | RemoteTeacherSettings):
-        return
     language = Language(tokenizer=tokenizer, num_real=check_vocabularies(recipe, tokenizer))
-    where = _where(recipe)
-    for looked in (look_over if where == "cache" else look_at_server)(recipe, rows, language):
+    for where, looked in look_elsewhere(recipe, rows, language):
         yield (_wrong if looked.wrong else _fine)(where, looked.text)
-
-
-def _where(recipe: Recipe) -> str:
-    """Whence a teacher that is not loaded answers."""
-    return "server" if isinstance(recipe.teacher, RemoteTeacherSettings) else "cache"
 
 
 def _tokenizers(

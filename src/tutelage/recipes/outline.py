@@ -143,9 +143,7 @@ def _of_teacher(
             memory = {"answers remembered, at most": recipe.teacher.remember_megabytes * _MEGABYTE}
             if api == "tutelage" and config is not None:
                 # Held-out rows are measured by hidden states, whatever is learned from.
-                width = int(config.get_text_config().hidden_size)
-                size = vocabulary_size(config) * width * _BYTES["float32"]
-                memory["teacher's head, at most"] = size
+                memory["teacher's head, at most"] = _head(config)
             return told_of_remote(recipe.teacher), memory
         case LiveTeacherSettings(dtype=dtype, remember_megabytes=most):
             total = 0 if config is None else parameter_count(config).total
@@ -164,19 +162,34 @@ def _of_loaded(num_bytes: int, remember_megabytes: int) -> dict[str, int]:
     }
 
 
+def _head(config: PretrainedConfig) -> int:
+    """Bytes of a head that comes in no more than float32."""
+    width = int(config.get_text_config().hidden_size)
+    return vocabulary_size(config) * width * _BYTES["float32"]
+
+
 def _of_several(recipe: Recipe) -> dict[str, int]:
-    """Bytes of each teacher: its weights, or its head where its answers are cached."""
-    found: dict[str, int] = {}
+    """Bytes of each teacher: its weights, or its head where it is not loaded, or not for long."""
+    settings, found, alone = recipe.teacher, dict[str, int](), [0]
+    assert isinstance(settings, SeveralTeacherSettings)  # noqa: S101  the caller has looked
     for name, one in each_teacher(recipe).items():
+        config = teacher_config(one)
+        assert config is not None  # noqa: S101  each has one
         match one.teacher:
             case CachedTeacherSettings():
                 found[f"teacher {name}, its head"] = head_bytes(one.teacher)
+            case RemoteTeacherSettings():
+                found[f"teacher {name}, its head, at most"] = _head(config)
             case other:
-                config = teacher_config(one)
                 dtype = other.dtype if isinstance(other, LiveTeacherSettings) else "float32"
-                total = 0 if config is None else parameter_count(config).total
-                found[f"teacher {name}"] = total * _BYTES[dtype]
-    return found
+                size = parameter_count(config).total * _BYTES[dtype]
+                if settings.sequential:
+                    alone.append(size)
+                    found[f"teacher {name}, its head, at most"] = _head(config)
+                else:
+                    found[f"teacher {name}"] = size
+    largest = {"largest teacher, alone before the first step": max(alone)}
+    return found | (largest if settings.sequential else {})
 
 
 def _kept_while_writing(recipe: Recipe, shape: PretrainedConfig) -> int:

@@ -249,7 +249,7 @@ def _empty(folder: RunFolder) -> None:
     """Delete an earlier run: only what runs write, so that a mistaken output loses nothing else."""
     names = (
         "recipe", "versions", "metrics", "rollouts", "routers", "samples", "tokens", "positions",
-        "summary", "checkpoints", "student", "plots", "report",
+        "summary", "checkpoints", "student", "plots", "report", "answers",
     )  # fmt: skip
     paths = [getattr(folder, name) for name in names]
     for path in (*paths, folder.root / _DONE, folder.root / "baselines"):

@@ -45,7 +45,8 @@ class SeveralTeachers(Teacher):
     """
 
     def __init__(self, members: Mapping[str, Teacher], *, by: ByRow | ByWeight) -> None:
-        self._members = dict(members)
+        self.members: Mapping[str, Teacher] = dict(members)
+        """By name."""
         self._by = by
 
     @override
@@ -53,7 +54,7 @@ class SeveralTeachers(Teacher):
         weights = self._weights(batch)
         found = [
             self._answer(name, batch, weights[:, number])
-            for number, name in enumerate(self._members)
+            for number, name in enumerate(self.members)
         ]
         blend = self._by.blend if isinstance(self._by, ByWeight) else "mixture"
         kept = [number for number, one in enumerate(found) if one is not None]
@@ -66,7 +67,7 @@ class SeveralTeachers(Teacher):
 
     def _weights(self, batch: TokenBatch) -> Float[Tensor, "B M"]:
         """Of each row and member."""
-        names = list(self._members)
+        names = list(self.members)
         if isinstance(self._by, ByWeight):
             shares = [self._by.weights[name] for name in names]
             return torch.tensor([shares] * batch.num_rows, device=batch.labels.device)
@@ -93,7 +94,7 @@ class SeveralTeachers(Teacher):
         if not rows:
             return None
         own = batch if len(rows) == batch.num_rows else rows_of_batch(batch, rows)
-        target = self._members[name].score(own)
+        target = self.members[name].score(own)
         if not isinstance(target, HiddenTarget):
             raise DataError(
                 f"The teacher {name} answers with a {type(target).__name__}; one of several must "

@@ -1,18 +1,22 @@
 """Runs with several teachers, live and cached, and what they refuse."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.cli.conftest import FAST
-from tests.tiny_models import byte_tokenizer, tiny_llama
+from tests.recipes.several.runs import (
+    WAYS,
+    cached,
+    live,
+    models_and_rows,
+    recipe_of,
+    remote,
+    several,
+    trained,
+)
 from tutelage.core.errors import ConfigError, DataError
-from tutelage.models import CausalLM, save_model
 from tutelage.recipes.caching.make import CachePlan, make_cache
 from tutelage.recipes.check import contradictions
-from tutelage.recipes.config import Recipe, load
 from tutelage.recipes.doctor import examine
 from tutelage.recipes.outline import outline_of
 from tutelage.recipes.run import run_recipe
@@ -20,49 +24,10 @@ from tutelage.recipes.run import run_recipe
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name, seed, width in (("student", 0, 32), ("one", 1, 32), ("other", 2, 48)):
-        sizes: dict[str, Any] = {"hidden_size": width, "vocab_size": 260 if seed else 268}
-        save_model(CausalLM(tiny_llama(seed, **sizes)), byte_tokenizer(), tmp_path / name)
-    rows = [
-        {"prompt": f"{n} and", "completion": f"{n + 1}.", "teacher": ("one", "other")[n % 2]}
-        for n in range(16)
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
+    return models_and_rows(tmp_path)
 
 
-def live(folder: Path, name: str) -> str:
-    return f"{{kind: live, model: {folder / name}}}"
-
-
-def recipe_of(folder: Path, name: str, teacher: str, *overrides: str) -> Recipe:
-    own = (
-        f"student={folder / 'student'}",
-        f"rollouts={{data: {folder / 'rows.jsonl'}}}",
-        f"teacher={teacher}",
-        f"output={folder / name}",
-    )
-    return load("tiny", [*FAST, "baselines={}", *own, *overrides])
-
-
-def several(folder: Path, how: str, *, one: str | None = None, other: str | None = None) -> str:
-    both = f"one: {one or live(folder, 'one')}, other: {other or live(folder, 'other')}"
-    return f"{{kind: several, {how}, teachers: {{{both}}}}}"
-
-
-def cached(folder: Path, name: str, **plan: Any) -> str:
-    recipe = recipe_of(folder, "unused", live(folder, name))
-    make_cache(recipe, folder / f"cache-{name}", CachePlan(**plan))
-    return f"{{kind: cached, folder: {folder / f'cache-{name}'}}}"
-
-
-def trained(recipe: Recipe) -> bytes:
-    return (run_recipe(recipe).student / "model.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize(
-    "how", ["by: mixture", "by: product, weights: {one: 3, other: 1}", "by: row"]
-)
+@pytest.mark.parametrize("how", WAYS)
 def test_cached_or_live_several_teachers_teach_the_same(folder: Path, how: str) -> None:
     alive = trained(recipe_of(folder, "alive", several(folder, how)))
     caches = {"one": cached(folder, "one"), "other": cached(folder, "other")}
@@ -147,4 +112,7 @@ def test_show_and_doctor_know_them(folder: Path) -> None:
     outline = dict(outline_of(recipe).lines())
     assert outline["teacher"] == "several, by mixture: one (cached), other (live)"
     assert {"memory: teacher one, its head", "memory: teacher other"} <= outline.keys()
+    served = several(folder, "by: mixture", other=remote(folder, "http://127.0.0.1:9"))
+    outline = dict(outline_of(recipe_of(folder, "run", served)).lines())
+    assert "memory: teacher other, its head, at most" in outline
     assert [f for f in examine(recipe) if f.verdict == "wrong"] == []

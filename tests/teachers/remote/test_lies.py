@@ -1,5 +1,6 @@
 """A server that answers wrongly, in each way that can be told: an error with its name and row."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -153,6 +154,25 @@ def test_a_head_with_another_checksum_is_refused(
 
     with between(server, swap) as proxy:
         assert "with a head of SHA-256" in complaint_of(proxy.url, ask, batch)
+
+
+@pytest.mark.parametrize("body", [b"no head", save({"other": torch.ones(1)})])
+def test_a_head_that_is_none_is_the_servers_fault_and_no_caches(
+    server: Server, ask: Ask, batch: TokenBatch, body: bytes
+) -> None:
+    """Its checksum is right."""
+
+    def swap(path: str, reply: Reply) -> Reply:
+        if path == "/identity":
+            tree = json.loads(reply.body)
+            head = {**tree["head"], "sha256": hashlib.sha256(body).hexdigest()}
+            return Reply(200, json.dumps({**tree, "head": head}).encode(), reply.kind)
+        return Reply(200, body) if path == "/head" else reply
+
+    with between(server, swap) as proxy:
+        message = complaint_of(proxy.url, ask, batch)
+    assert "with a head that cannot be read; it must be safetensors" in message
+    assert "cache" not in message
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>hello</html>", b"\x80\x04K\x01."])

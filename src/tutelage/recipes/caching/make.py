@@ -19,7 +19,7 @@ from tutelage.recipes.caching.serve import Language, template_of
 from tutelage.recipes.config import Recipe, alone
 from tutelage.recipes.narrator import Narrator, Silence
 from tutelage.recipes.pair import check_vocabularies, crosses, load_teacher, student_tokenizer
-from tutelage.recipes.rows import prepare_rows
+from tutelage.recipes.rows import Rows, prepare_rows
 from tutelage.teachers import LiveTeacher
 from tutelage.teachers.cache import (
     MANIFEST,
@@ -111,8 +111,7 @@ def make_cache(
             cannot be used.
     """
     narrator = narrator or Silence()
-    wanted = _wanted(recipe, plan)
-    refuse_recipe(recipe, wanted)
+    refuse_recipe(recipe, _wanted(recipe, plan))
     with narrator.stage("Reading the rows"):
         tokenizer = student_tokenizer(recipe)
         if crosses(recipe, tokenizer):
@@ -122,6 +121,26 @@ def make_cache(
             )
         language = Language(tokenizer=tokenizer, num_real=check_vocabularies(recipe, tokenizer))
         rows = prepare_rows(recipe, tokenizer)
+    return fill_cache(recipe, rows, language, folder, plan, narrator=narrator)
+
+
+def fill_cache(
+    recipe: Recipe,
+    rows: Rows,
+    language: Language,
+    folder: Path,
+    plan: CachePlan,
+    *,
+    narrator: Narrator,
+) -> CacheMade:
+    """`make_cache` for rows that are read already, by a recipe that is not refused.
+
+    The teacher is loaded here, and nothing holds it afterwards.
+
+    Raises:
+        TutelageError: the folder is another's, or the teacher cannot be loaded.
+    """
+    wanted = _wanted(recipe, plan)
     with locked(folder):
         _refuse_foreign(folder)
         with narrator.stage("Loading the teacher"):
@@ -197,7 +216,7 @@ def _refuse_foreign(folder: Path) -> None:
     if strange:
         raise OutputError(
             f"{folder} holds {strange[0]}, which no cache of ours wrote; it must be a new folder, "
-            "or one to go on with. Choose another --out."
+            "or one to go on with. Choose another folder."
         )
 
 
@@ -231,7 +250,7 @@ def _settle(
         if differences:
             raise OutputError(
                 f"{folder} holds a cache of other answers: {'; '.join(differences)}, as there. "
-                "Choose another --out, or restore those settings."
+                "Choose another folder, or restore those settings."
             )
         return known
     _save_words(folder / WORDS, model)

@@ -30,17 +30,21 @@ def contradictions_with_remote(recipe: Recipe) -> Iterator[str]:
     )
 
 
-def of_form(settings: RemoteTeacherSettings) -> Iterator[str]:
-    """Of the settings among themselves."""
+def of_form(settings: RemoteTeacherSettings, where: str = "teacher") -> Iterator[str]:
+    """Of the settings among themselves.
+
+    Args:
+        where: their dotted path.
+    """
     if settings.api == "vllm" and settings.answer != "top_k":
         yield (
-            f"teacher.answer is {settings.answer}, and teacher.api is vllm, whose server knows "
+            f"{where}.answer is {settings.answer}, and {where}.api is vllm, whose server knows "
             "only log-probabilities of the likeliest entries; it must be top_k. Change it, or "
             "serve the model with `tutelage serve`."
         )
     if settings.api == "vllm" and settings.temperature != 1:
         yield (
-            f"teacher.temperature is {settings.temperature:g}, and teacher.api is vllm, whose "
+            f"{where}.temperature is {settings.temperature:g}, and {where}.api is vllm, whose "
             "prompt_logprobs are at temperature 1 and cannot be divided again; it must be 1, and "
             "the objective's too. Leave it out, or serve the model with `tutelage serve`."
         )
@@ -49,12 +53,12 @@ def of_form(settings: RemoteTeacherSettings) -> Iterator[str]:
             value = getattr(settings, name)
             if value != RemoteTeacherSettings.model_fields[name].default:
                 yield (
-                    f"teacher.{name} is {value}, and teacher.answer is {settings.answer}, which "
+                    f"{where}.{name} is {value}, and {where}.answer is {settings.answer}, which "
                     "reads none; it must be left out. Remove it, or set answer: top_k."
                 )
     if settings.token_env is not None and not os.environ.get(settings.token_env):
         yield (
-            f"teacher.token_env is {settings.token_env}, which is not set here; it must name an "
+            f"{where}.token_env is {settings.token_env}, which is not set here; it must name an "
             "environment variable that holds the server's token. Export it, or leave it out."
         )
 

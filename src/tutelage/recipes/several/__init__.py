@@ -2,5 +2,13 @@
 
 from tutelage.recipes.several.build import build_several
 from tutelage.recipes.several.check import contradictions_among, told_of_several
+from tutelage.recipes.several.examine import look_elsewhere
+from tutelage.recipes.several.identity import who_teach
 
-__all__ = ["build_several", "contradictions_among", "told_of_several"]
+__all__ = [
+    "build_several",
+    "contradictions_among",
+    "look_elsewhere",
+    "told_of_several",
+    "who_teach",
+]

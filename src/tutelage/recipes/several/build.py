@@ -1,54 +1,113 @@
-"""From settings to several teachers: the live ones loaded, the cached ones opened."""
+"""From settings to several teachers: live ones loaded, cached ones opened, servers met."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from tutelage.core.errors import DataError
 from tutelage.core.records import Rollout
 from tutelage.recipes.caching import Language, open_cache
-from tutelage.recipes.config import CachedTeacherSettings, Recipe, SeveralTeacherSettings
+from tutelage.recipes.config import (
+    CachedTeacherSettings,
+    LiveTeacherSettings,
+    Recipe,
+    RemoteTeacherSettings,
+    SeveralTeacherSettings,
+    ToyTeacherSettings,
+)
 from tutelage.recipes.narrator import Narrator
 from tutelage.recipes.pair import each_teacher, load_teacher
+from tutelage.recipes.remote import open_remote
 from tutelage.recipes.rows import Rows
+from tutelage.recipes.several.sequential import Shelf, passing_folder
 from tutelage.teachers import ByRow, ByWeight, LiveTeacher, SeveralTeachers, Teacher, blended_by
 from tutelage.text import key_of
+from tutelage.training import Ranks
 
 
 def build_several(
-    recipe: Recipe, rows: Rows, language: Language, *, device: torch.device, narrator: Narrator
+    recipe: Recipe,
+    rows: Rows,
+    language: Language,
+    *,
+    ranks: Ranks,
+    narrator: Narrator,
+    answers: Path | None = None,
 ) -> tuple[SeveralTeachers, SeveralTeachers]:
     """Who answers for training rows, and who for held-out ones.
 
+    Args:
+        answers: where those of teachers that are loaded one at a time are kept. None: only those
+            for held-out rows are, as long as `ranks` is there.
+
     Raises:
         DataError: a row names no teacher, or a cache lacks a row of its teacher's.
+        RemoteError: a server does not answer, or serves another model.
     """
-    settings = recipe.teacher
+    settings, by = recipe.teacher, shares(recipe, rows)
     assert isinstance(settings, SeveralTeacherSettings)  # noqa: S101  the caller has looked
-    by = _shares(settings, rows)
+    shelf = None
+    if settings.sequential:
+        if answers is None:
+            rows, answers = replace(rows, training=[]), passing_folder(ranks)
+        shelf = Shelf(folder=answers, language=language, ranks=ranks, narrator=narrator)
     training: dict[str, Teacher] = {}
     held_out: dict[str, Teacher] = {}
-    for name, one in each_teacher(recipe).items():
+    for number, (name, one) in enumerate(each_teacher(recipe).items(), 1):
+        own = own_rows(rows, by, name)
+        asked = one if shelf is None else shelf.kept(name, number, one, own)
         with narrator.stage(f"Loading the teacher {name}"):
-            member = settings.teachers[name]
-            if isinstance(member, CachedTeacherSettings):
-                own = _own(rows, by, name)
-                training[name], held_out[name] = open_cache(one, own, language, device=device)
-                continue
-            live = LiveTeacher(
-                load_teacher(one, device).lm,
-                num_real=language.num_real,
-                remember_bytes=member.remember_megabytes * 2**20,
-            )
-            training[name] = held_out[name] = live
+            training[name], held_out[name] = _member(asked, own, language, ranks.device)
     return SeveralTeachers(training, by=by), SeveralTeachers(held_out, by=by)
 
 
-def _shares(settings: SeveralTeacherSettings, rows: Rows) -> ByRow | ByWeight:
+def shares(recipe: Recipe, rows: Rows) -> ByRow | ByWeight:
+    """What each teacher counts in each row.
+
+    Raises:
+        DataError: a row names no teacher.
+    """
+    settings = recipe.teacher
+    assert isinstance(settings, SeveralTeacherSettings)  # noqa: S101  the caller has looked
     if settings.by != "row":
         return blended_by(list(settings.teachers), settings.weights, settings.by)
     return ByRow(teacher_of={key_of(row): _name(row, settings) for row in _every(rows)})
+
+
+def own_rows(rows: Rows, by: ByRow | ByWeight, name: str) -> Rows:
+    """The rows that a teacher is asked about."""
+    if isinstance(by, ByWeight):
+        return rows
+
+    def own(some: Sequence[Rollout]) -> list[Rollout]:
+        return [row for row in some if by.teacher_of[key_of(row)] == name]
+
+    return replace(rows, training=own(rows.training), held_out=own(rows.held_out))
+
+
+def _member(
+    recipe: Recipe, rows: Rows, language: Language, device: torch.device
+) -> tuple[Teacher, Teacher]:
+    """One teacher in its own mode: for training rows, and for held-out ones."""
+    settings = recipe.teacher
+    match settings:
+        case CachedTeacherSettings():
+            return open_cache(recipe, rows, language, device=device)
+        case RemoteTeacherSettings():
+            teacher, examiner = open_remote(recipe, language, device=device)
+            assert examiner is not None  # noqa: S101  hidden states were asked for
+            return teacher, examiner
+        case LiveTeacherSettings() | ToyTeacherSettings():
+            live = LiveTeacher(
+                load_teacher(recipe, device).lm,
+                num_real=language.num_real,
+                remember_bytes=settings.remember_megabytes * 2**20,
+            )
+            return live, live
+        case _:
+            raise AssertionError(settings)
 
 
 def _every(rows: Rows) -> Sequence[Rollout]:
@@ -63,14 +122,3 @@ def _name(row: Rollout, settings: SeveralTeacherSettings) -> str:
             f"{', '.join(settings.teachers)}. Correct the row, or teacher.column."
         )
     return str(name)
-
-
-def _own(rows: Rows, by: ByRow | ByWeight, name: str) -> Rows:
-    """The rows that a teacher is asked about."""
-    if isinstance(by, ByWeight):
-        return rows
-
-    def own(some: Sequence[Rollout]) -> list[Rollout]:
-        return [row for row in some if by.teacher_of[key_of(row)] == name]
-
-    return replace(rows, training=own(rows.training), held_out=own(rows.held_out))

@@ -4,8 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tutelage.core.errors import DataError
-from tutelage.recipes.config import CachedTeacherSettings, Recipe, SeveralTeacherSettings
+from tutelage.recipes.config import (
+    CachedTeacherSettings,
+    Recipe,
+    RemoteTeacherSettings,
+    SeveralTeacherSettings,
+)
+from tutelage.recipes.remote import of_form
 from tutelage.recipes.rows import writes
+from tutelage.recipes.several.sequential import is_loaded
 from tutelage.students import FreshStudent, PrunedStudent
 from tutelage.teachers.cache import load_identity
 
@@ -17,20 +24,19 @@ def contradictions_among(recipe: Recipe) -> Iterator[str]:
         return
     yield from _of_shares(settings)
     yield from _of_caches(settings)
-    cached = [n for n, t in settings.teachers.items() if isinstance(t, CachedTeacherSettings)]
-    who = writes(recipe.rollouts)
-    if who and (cached or settings.by == "row" or "teacher" in who):
-        why = f"{cached[0]} is cached" if cached else f"teacher.by is {settings.by}"
-        if "teacher" in who:
-            why = "several teachers write nothing together"
+    yield from _of_servers(settings)
+    yield from _of_sequence(settings)
+    who, unseen = writes(recipe.rollouts), _knows_only_the_data(settings)
+    if who and (unseen or "teacher" in who):
+        why = "several teachers write nothing together" if "teacher" in who else unseen
         yield (
             f"rollouts.kind is {recipe.rollouts.kind}, and {why}; it must be dataset. Change it, "
-            "or use live teachers by mixture or product and let the student write."
+            "or use live or remote teachers by mixture or product and let the student write."
         )
-    if recipe.evaluation.written_rows and (cached or settings.by == "row"):
+    if recipe.evaluation.written_rows and unseen:
         yield (
             f"evaluation.written_rows is {recipe.evaluation.written_rows}, and not every teacher "
-            "can read what will be written; it must be 0. Leave it out."
+            f"can read what will be written ({unseen}); it must be 0. Leave it out."
         )
     student = recipe.student
     if isinstance(student, FreshStudent) or (
@@ -40,6 +46,34 @@ def contradictions_among(recipe: Recipe) -> Iterator[str]:
             f"student.kind is {student.kind} without a model of its own, and teacher.kind is "
             "several; it must be made from one model. Name it in student.model."
         )
+
+
+def _knows_only_the_data(settings: SeveralTeacherSettings) -> str:
+    """Why nobody may be asked about what models write while the run goes on; empty: they may."""
+    cached = [n for n, t in settings.teachers.items() if isinstance(t, CachedTeacherSettings)]
+    if cached:
+        return f"{cached[0]} is cached"
+    if settings.sequential:
+        return "teacher.sequential is true, which asks about rows that are known beforehand"
+    return "teacher.by is row" if settings.by == "row" else ""
+
+
+def _of_sequence(settings: SeveralTeacherSettings) -> Iterator[str]:
+    if not settings.sequential:
+        return
+    loaded = {name: one for name, one in settings.teachers.items() if is_loaded(one)}
+    if not loaded:
+        yield (
+            "teacher.sequential is true, and none of teacher.teachers is live; it must be false "
+            "where nothing is loaded. Leave it out."
+        )
+    for name, one in loaded.items():
+        most = one.remember_megabytes
+        if most != type(one).model_fields["remember_megabytes"].default:
+            yield (
+                f"teacher.teachers.{name}.remember_megabytes is {most}, and teacher.sequential is "
+                "true, where answers are on the disk; it must be left out. Remove it."
+            )
 
 
 def _of_shares(settings: SeveralTeacherSettings) -> Iterator[str]:
@@ -82,6 +116,22 @@ def _of_caches(settings: SeveralTeacherSettings) -> Iterator[str]:
             yield f"{where}.rest is {one.rest}; it must be left out for hidden states. Remove it."
 
 
+def _of_servers(settings: SeveralTeacherSettings) -> Iterator[str]:
+    for name, one in settings.teachers.items():
+        if not isinstance(one, RemoteTeacherSettings):
+            continue
+        where = f"teacher.teachers.{name}"
+        if one.api == "vllm" or one.answer != "hidden":
+            whose = ", from vLLM" if one.api == "vllm" else ""
+            yield (
+                f"{where} answers with {one.answer}{whose}; it must answer with hidden states, for "
+                "several teachers are blended over all entries. Serve it with `tutelage serve`, "
+                "and leave answer and api out."
+            )
+        else:
+            yield from of_form(one, where)
+
+
 def told_of_several(settings: SeveralTeacherSettings) -> str:
     """Who they are, in words."""
     shares = settings.weights or {}
@@ -89,4 +139,5 @@ def told_of_several(settings: SeveralTeacherSettings) -> str:
         f"{name} ({one.kind}{f', weight {shares[name]:g}' if name in shares else ''})"
         for name, one in settings.teachers.items()
     ]
-    return f"several, by {settings.by}: {', '.join(named)}"
+    how = ", the live ones loaded one at a time" if settings.sequential else ""
+    return f"several, by {settings.by}{how}: {', '.join(named)}"

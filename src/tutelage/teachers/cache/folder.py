@@ -8,7 +8,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tutelage.core.errors import DataError
 from tutelage.core.files import file_hash, sync
 from tutelage.core.targets import Head
 from tutelage.teachers.cache.identity import (
@@ -54,17 +53,18 @@ def load_head(path: Path, shape: HeadShape, *, device: str | torch.device = "cpu
     """What `save_head` wrote there.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DataError: the file is missing or damaged, or holds no head.
     """
     if not path.is_file() or file_hash(path) != shape.sha256:
         got = "is damaged" if path.is_file() else "is missing"
         raise damaged(path, f"{got}; it must be as it was written")
     try:
         tensors = load_file(path, device=str(device))
-    except SafetensorError as error:
-        raise DataError(f"{path} is no safetensors file; make the cache again.") from error
+        weight = tensors["weight"]
+    except (SafetensorError, KeyError) as error:
+        raise damaged(path, "holds no head; it must be as it was written") from error
     return Head(
-        weight=tensors["weight"],
+        weight=weight,
         bias=tensors.get("bias"),
         scale=shape.scale,
         softcap=shape.softcap,

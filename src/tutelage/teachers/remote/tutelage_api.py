@@ -111,7 +111,12 @@ class TutelageApi(ServerApi):
             unfinished.write_bytes(content)
             sync(unfinished)
             unfinished.rename(path)
-        return load_head(path, shape, device=device)
+        try:
+            return load_head(path, shape, device=device)
+        except DataError as error:
+            # Its bytes are the server's own; what is said of a cache's file is no help here.
+            fault = "with a head that cannot be read; it must be safetensors that hold a weight"
+            raise lie(self._link.url, None, fault) from error
 
     @override
     def ask(self, rows: Sequence[AskedRow], wanted: Wanted) -> list[Answer]:
