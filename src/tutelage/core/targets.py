@@ -1,5 +1,6 @@
 """What a teacher may answer for a batch, and the head that turns hidden states into logits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -109,6 +110,9 @@ class SeveralTarget:
     blend: Literal["mixture", "product"] = "mixture"
     """`mixture`: sum_m w_m p_m. `product`: in proportion to prod_m p_m ** w_m."""
     labels: Int[Tensor, " N"] | None = None
+    row_shares: Mapping[str, float] | None = None
+    """Where a router weighs: each teacher by name, also those without a share here, and the sum of
+    its weights over the rows, for the log."""
 
 
 @final

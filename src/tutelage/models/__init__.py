@@ -15,7 +15,14 @@ from tutelage.models.causal_lm import CausalLM, Layout
 from tutelage.models.count import ParameterCount, parameter_count
 from tutelage.models.gguf_files import cache_folder
 from tutelage.models.hosts import HOSTS, Host, host_config, host_of
-from tutelage.models.load import LoadedModel, load_config, load_model, load_tokenizer
+from tutelage.models.load import (
+    LoadedClassifier,
+    LoadedModel,
+    load_classifier,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from tutelage.models.save import save_model
 
 __all__ = [
@@ -25,6 +32,7 @@ __all__ = [
     "CausalLM",
     "Host",
     "Layout",
+    "LoadedClassifier",
     "LoadedModel",
     "ParameterCount",
     "acting_weights",
@@ -35,6 +43,7 @@ __all__ = [
     "host_config",
     "host_of",
     "layers_of",
+    "load_classifier",
     "load_config",
     "load_model",
     "load_tokenizer",

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -42,6 +43,15 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     source: str
     """What it was loaded from, in the user's own words."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LoadedClassifier:
+    """A model that sorts texts into classes, with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
 
 def load_model(
@@ -81,6 +91,30 @@ def load_model(
     tokenizer = _tokenizer(source, where, options)
     lm = CausalLM(host_model(model)).eval().to(device)
     return LoadedModel(lm=lm, tokenizer=tokenizer, source=source)
+
+
+def load_classifier(source: str, *, revision: str | None = None) -> LoadedClassifier:
+    """A model that sorts texts into classes, in eval mode, in float32 on the CPU.
+
+    Raises:
+        ModelError: says what is wrong with the source and what to do.
+    """
+    where = _folder_or_name(source)
+    options = _options(source, where, revision=revision, trust_remote_code=False)
+    _check_weight_files(source, where)
+    with _loading(source):
+        model, told = cast(
+            tuple[PreTrainedModel, Mapping[str, Any]],
+            AutoModelForSequenceClassification.from_pretrained(
+                where,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            ),
+        )
+    _check_complete(source, told)
+    return LoadedClassifier(model=model.eval(), tokenizer=_tokenizer(source, where, options))
 
 
 def load_config(

@@ -20,6 +20,7 @@ from tutelage.rewards import AdvantageSettings, RewardSettings
 from tutelage.rollouts import RolloutSettings, RowSettings
 from tutelage.students import StudentSettings
 from tutelage.teachers.remote.settings import RemoteTeacherSettings
+from tutelage.teachers.routed import ClassifierRouter, LikelihoodRouter
 from tutelage.training import RoutingSettings, TrainingSettings
 
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
@@ -66,9 +67,10 @@ class SeveralTeacherSettings(Settings):
     """Several teachers at once: one for each row, or all of them blended by their weights."""
 
     kind: Literal["several"] = "several"
-    by: Literal["row", "mixture", "product"] = "mixture"
+    by: Literal["row", "mixture", "product", "router"] = "mixture"
     """`row`: a column names each row's teacher. `mixture`: their probabilities, weighed and added
-    up. `product`: in proportion to their probabilities, each to the power of its weight."""
+    up. `product`: in proportion to their probabilities, each to the power of its weight.
+    `router`: a mixture whose weights `router` decides for each row."""
     teachers: Annotated[
         Mapping[
             str,
@@ -87,6 +89,11 @@ class SeveralTeacherSettings(Settings):
     """Name to what that teacher counts; brought to a sum of 1. Null: all alike."""
     column: str = "teacher"
     """By row: where the name of the row's teacher stands."""
+    router: Annotated[LikelihoodRouter | ClassifierRouter, Field(discriminator="kind")] | None = (
+        None
+    )
+    """By router: {kind: likelihood} asks the teachers themselves, {kind: classifier, model: ...}
+    a classifier of yours."""
     sequential: bool = False
     """For live teachers that do not fit together: before the first step each is loaded alone, its
     hidden states for all rows are kept in the run's folder, under `answers`, and it is dropped."""

@@ -4,6 +4,13 @@ from tutelage.teachers.cache import CachedTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.teachers.reading import Reader
 from tutelage.teachers.remote import RemoteTeacher, RemoteTeacherSettings
+from tutelage.teachers.routed import (
+    ByLikelihood,
+    ByShares,
+    ClassifierRouter,
+    LikelihoodRouter,
+    shares_by,
+)
 from tutelage.teachers.self_teacher import AverageTeacher, SelfTeacher, Weights, self_teacher
 from tutelage.teachers.several import ByRow, ByWeight, SeveralTeachers, blended_by
 from tutelage.teachers.teacher import Teacher
@@ -11,9 +18,13 @@ from tutelage.teachers.translating import TranslatingTeacher
 
 __all__ = [
     "AverageTeacher",
+    "ByLikelihood",
     "ByRow",
+    "ByShares",
     "ByWeight",
     "CachedTeacher",
+    "ClassifierRouter",
+    "LikelihoodRouter",
     "LiveTeacher",
     "Reader",
     "RemoteTeacher",
@@ -25,4 +36,5 @@ __all__ = [
     "Weights",
     "blended_by",
     "self_teacher",
+    "shares_by",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Literal, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -13,9 +13,11 @@ from tutelage.core.errors import DataError
 from tutelage.core.records import TokenBatch
 from tutelage.core.targets import HiddenTarget, SeveralTarget
 from tutelage.teachers.reading import rows_of_batch
+from tutelage.teachers.routed import ByLikelihood, ByShares, likelihood_shares
 from tutelage.teachers.teacher import Teacher
 
 Blend = Literal["mixture", "product"]
+Found = TypeVar("Found")
 
 
 @final
@@ -44,47 +46,50 @@ class SeveralTeachers(Teacher):
     A member is asked only about rows that are its own. All answer with hidden states.
     """
 
-    def __init__(self, members: Mapping[str, Teacher], *, by: ByRow | ByWeight) -> None:
+    def __init__(
+        self, members: Mapping[str, Teacher], *, by: ByRow | ByWeight | ByShares | ByLikelihood
+    ) -> None:
         self.members: Mapping[str, Teacher] = dict(members)
         """By name."""
         self._by = by
 
     @override
     def score(self, batch: TokenBatch) -> SeveralTarget:
-        weights = self._weights(batch)
+        asked = self._asked(batch)
         found = [
-            self._answer(name, batch, weights[:, number])
-            for number, name in enumerate(self.members)
+            self._answer(name, batch, asked[:, number]) for number, name in enumerate(self.members)
         ]
-        blend = self._by.blend if isinstance(self._by, ByWeight) else "mixture"
-        kept = [number for number, one in enumerate(found) if one is not None]
+        weights = asked
+        if isinstance(self._by, ByLikelihood):
+            every = [one for one in found if one is not None]
+            weights = likelihood_shares(every, batch, self._by.router)
+        shares: list[float] = weights.double().sum(dim=0).tolist()
+        counted = [number for number, share in enumerate(shares) if share > 0]
+        routed = isinstance(self._by, ByShares | ByLikelihood)
         return SeveralTarget(
-            members=tuple(one for one in found if one is not None),
-            weights=weights[batch.row_of][:, kept],
-            blend=blend,
+            members=tuple(one for n, one in enumerate(found) if n in counted and one is not None),
+            weights=weights[batch.row_of][:, counted],
+            blend=self._by.blend if isinstance(self._by, ByWeight) else "mixture",
             labels=batch.labels,
+            row_shares=dict(zip(self.members, shares, strict=True)) if routed else None,
         )
 
-    def _weights(self, batch: TokenBatch) -> Float[Tensor, "B M"]:
-        """Of each row and member."""
-        names = list(self.members)
-        if isinstance(self._by, ByWeight):
-            shares = [self._by.weights[name] for name in names]
-            return torch.tensor([shares] * batch.num_rows, device=batch.labels.device)
-        own = [names.index(self._name(key)) for key in batch.keys]
-        found = torch.zeros(batch.num_rows, len(names), device=batch.labels.device)
-        found[torch.arange(batch.num_rows), own] = 1
-        return found
-
-    def _name(self, key: str) -> str:
-        assert isinstance(self._by, ByRow)  # noqa: S101  the caller has looked
-        name = self._by.teacher_of.get(key)
-        if name is None:
-            raise DataError(
-                f"The row with key {key} has no teacher; every row must name one. Teachers by row "
-                "serve the rows that the run began with."
-            )
-        return name
+    def _asked(self, batch: TokenBatch) -> Float[Tensor, "B M"]:
+        """What each member counts in each row, before any of them is asked."""
+        names, device = list(self.members), batch.labels.device
+        match self._by:
+            case ByLikelihood():
+                return torch.ones(batch.num_rows, len(names), device=device)
+            case ByWeight(weights=weights):
+                shares = [weights[name] for name in names]
+                return torch.tensor([shares] * batch.num_rows, device=device)
+            case ByRow(teacher_of=teacher_of):
+                own = [names.index(_found(key, teacher_of)) for key in batch.keys]
+                found = torch.zeros(batch.num_rows, len(names), device=device)
+                found[torch.arange(batch.num_rows), own] = 1
+                return found
+            case ByShares(shares_of=shares_of):
+                return torch.tensor([_found(key, shares_of) for key in batch.keys], device=device)
 
     def _answer(
         self, name: str, batch: TokenBatch, share: Float[Tensor, " B"]
@@ -105,6 +110,16 @@ class SeveralTeachers(Teacher):
         hidden = target.hidden.new_zeros(len(batch.labels), target.hidden.shape[1])
         hidden[torch.isin(batch.row_of, torch.tensor(rows, device=share.device))] = target.hidden
         return replace(target, hidden=hidden, labels=batch.labels)
+
+
+def _found(key: str, known: Mapping[str, Found]) -> Found:
+    found = known.get(key)
+    if found is None:
+        raise DataError(
+            f"The row with key {key} has no teacher; every row must name one. Teachers by row "
+            "serve the rows that the run began with."
+        )
+    return found
 
 
 def blended_by(names: Sequence[str], weights: Mapping[str, float] | None, blend: Blend) -> ByWeight:

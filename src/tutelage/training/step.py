@@ -24,7 +24,7 @@ from tutelage.objectives.fused import labels_only
 from tutelage.objectives.reduce import token_weights
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.collect import MicroBatch, Window
-from tutelage.training.losses import Comparison, LossModule, drift_numbers
+from tutelage.training.losses import Comparison, LossModule, drift_numbers, share_numbers
 from tutelage.training.metrics import StepTotals
 from tutelage.training.policy import MEASURES, Distilled, OldTokens, named_measures
 from tutelage.training.ranks import Ranks
@@ -171,7 +171,8 @@ class Stepper:
         policy = self._module.policy
         found = [c.policy for c in comparisons if c.policy is not None]
         if policy is None or not found:
-            return self._covered(comparisons)
+            shares = [c.row_shares for c in comparisons if c.row_shares is not None]
+            return {**self._covered(comparisons), **share_numbers(shares, self._ranks)}
         rewards = torch.stack([one.share.double() for one in found]).sum()
         here = torch.cat([torch.stack([one.sums for one in found]).sum(dim=0), rewards[None]])
         sums = self._ranks.total(here)

@@ -21,10 +21,24 @@ from tutelage.recipes.narrator import Narrator
 from tutelage.recipes.pair import each_teacher, load_teacher
 from tutelage.recipes.remote import open_remote
 from tutelage.recipes.rows import Rows
+from tutelage.recipes.several.classify import classified
 from tutelage.recipes.several.sequential import Shelf, passing_folder
-from tutelage.teachers import ByRow, ByWeight, LiveTeacher, SeveralTeachers, Teacher, blended_by
+from tutelage.teachers import (
+    ByLikelihood,
+    ByRow,
+    ByShares,
+    ByWeight,
+    ClassifierRouter,
+    LikelihoodRouter,
+    LiveTeacher,
+    SeveralTeachers,
+    Teacher,
+    blended_by,
+)
 from tutelage.text import key_of
 from tutelage.training import Ranks
+
+Shares = ByRow | ByWeight | ByShares | ByLikelihood
 
 
 def build_several(
@@ -46,7 +60,7 @@ def build_several(
         DataError: a row names no teacher, or a cache lacks a row of its teacher's.
         RemoteError: a server does not answer, or serves another model.
     """
-    settings, by = recipe.teacher, shares(recipe, rows)
+    settings, by = recipe.teacher, shares(recipe, rows, narrator)
     assert isinstance(settings, SeveralTeacherSettings)  # noqa: S101  the caller has looked
     shelf = None
     if settings.sequential:
@@ -56,33 +70,45 @@ def build_several(
     training: dict[str, Teacher] = {}
     held_out: dict[str, Teacher] = {}
     for number, (name, one) in enumerate(each_teacher(recipe).items(), 1):
-        own = own_rows(rows, by, name)
+        own = own_rows(rows, by, [*settings.teachers], name)
         asked = one if shelf is None else shelf.kept(name, number, one, own)
         with narrator.stage(f"Loading the teacher {name}"):
             training[name], held_out[name] = _member(asked, own, language, ranks.device)
     return SeveralTeachers(training, by=by), SeveralTeachers(held_out, by=by)
 
 
-def shares(recipe: Recipe, rows: Rows) -> ByRow | ByWeight:
-    """What each teacher counts in each row.
+def shares(recipe: Recipe, rows: Rows, narrator: Narrator) -> Shares:
+    """What each teacher counts in each row, or who decides it.
 
     Raises:
         DataError: a row names no teacher.
+        ConfigError: a router's labels are not the teachers' names.
     """
     settings = recipe.teacher
     assert isinstance(settings, SeveralTeacherSettings)  # noqa: S101  the caller has looked
-    if settings.by != "row":
-        return blended_by(list(settings.teachers), settings.weights, settings.by)
-    return ByRow(teacher_of={key_of(row): _name(row, settings) for row in _every(rows)})
+    match settings.by:
+        case "row":
+            return ByRow(teacher_of={key_of(row): _name(row, settings) for row in _every(rows)})
+        case "router":
+            if isinstance(settings.router, ClassifierRouter):
+                return classified(settings.router, [*settings.teachers], _every(rows), narrator)
+            return ByLikelihood(router=settings.router or LikelihoodRouter())
+        case blend:
+            return blended_by(list(settings.teachers), settings.weights, blend)
 
 
-def own_rows(rows: Rows, by: ByRow | ByWeight, name: str) -> Rows:
-    """The rows that a teacher is asked about."""
-    if isinstance(by, ByWeight):
+def own_rows(rows: Rows, by: Shares, names: Sequence[str], name: str) -> Rows:
+    """The rows that one of the teachers is asked about."""
+    if isinstance(by, ByWeight | ByLikelihood):
         return rows
+    at = list(names).index(name)
+
+    def is_own(row: Rollout) -> bool:
+        key = key_of(row)
+        return by.teacher_of[key] == name if isinstance(by, ByRow) else by.shares_of[key][at] > 0
 
     def own(some: Sequence[Rollout]) -> list[Rollout]:
-        return [row for row in some if by.teacher_of[key_of(row)] == name]
+        return [row for row in some if is_own(row)]
 
     return replace(rows, training=own(rows.training), held_out=own(rows.held_out))
 

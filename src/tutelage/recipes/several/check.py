@@ -14,6 +14,7 @@ from tutelage.recipes.remote import of_form
 from tutelage.recipes.rows import writes
 from tutelage.recipes.several.sequential import is_loaded
 from tutelage.students import FreshStudent, PrunedStudent
+from tutelage.teachers import ClassifierRouter
 from tutelage.teachers.cache import load_identity
 
 
@@ -26,12 +27,14 @@ def contradictions_among(recipe: Recipe) -> Iterator[str]:
     yield from _of_caches(settings)
     yield from _of_servers(settings)
     yield from _of_sequence(settings)
+    yield from _of_router(settings)
     who, unseen = writes(recipe.rollouts), _knows_only_the_data(settings)
     if who and (unseen or "teacher" in who):
         why = "several teachers write nothing together" if "teacher" in who else unseen
         yield (
             f"rollouts.kind is {recipe.rollouts.kind}, and {why}; it must be dataset. Change it, "
-            "or use live or remote teachers by mixture or product and let the student write."
+            "or use live or remote teachers by mixture, product or likelihood and let the student "
+            "write."
         )
     if recipe.evaluation.written_rows and unseen:
         yield (
@@ -55,7 +58,30 @@ def _knows_only_the_data(settings: SeveralTeacherSettings) -> str:
         return f"{cached[0]} is cached"
     if settings.sequential:
         return "teacher.sequential is true, which asks about rows that are known beforehand"
+    if isinstance(settings.router, ClassifierRouter):
+        return "teacher.router is a classifier, which is asked before the first step"
     return "teacher.by is row" if settings.by == "row" else ""
+
+
+def _of_router(settings: SeveralTeacherSettings) -> Iterator[str]:
+    router, by, most = settings.router, settings.by, len(settings.teachers)
+    if by == "router" and router is None:
+        yield (
+            "teacher.by is router, and teacher.router is null; it must be given. Add router: "
+            "{kind: likelihood}, or {kind: classifier, model: FOLDER}."
+        )
+    if router is None:
+        return
+    if by != "router":
+        yield (
+            f"teacher.router is given, and teacher.by is {by}; it must be null. Remove it, or set "
+            "by: router."
+        )
+    if router.top is not None and router.top > most:
+        yield (
+            f"teacher.router.top is {router.top}; it must be no more than the {most} in "
+            "teacher.teachers. Lower it, or leave it out for all."
+        )
 
 
 def _of_sequence(settings: SeveralTeacherSettings) -> Iterator[str]:
@@ -78,10 +104,10 @@ def _of_sequence(settings: SeveralTeacherSettings) -> Iterator[str]:
 
 def _of_shares(settings: SeveralTeacherSettings) -> Iterator[str]:
     names, given = set(settings.teachers), settings.weights
-    if settings.by == "row" and given is not None:
+    if settings.by in ("row", "router") and given is not None:
         yield (
-            "teacher.weights are given, and teacher.by is row; they must be left out. Remove them, "
-            "or blend the teachers by mixture or product."
+            f"teacher.weights are given, and teacher.by is {settings.by}; they must be left out. "
+            "Remove them, or blend the teachers by mixture or product."
         )
     elif given is not None and set(given) != names:
         odd = min(names ^ set(given))
@@ -140,4 +166,5 @@ def told_of_several(settings: SeveralTeacherSettings) -> str:
         for name, one in settings.teachers.items()
     ]
     how = ", the live ones loaded one at a time" if settings.sequential else ""
-    return f"several, by {settings.by}{how}: {', '.join(named)}"
+    by = settings.by if settings.router is None else f"{settings.router.kind} router"
+    return f"several, by {by}{how}: {', '.join(named)}"

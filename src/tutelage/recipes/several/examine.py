@@ -10,6 +10,7 @@ from tutelage.recipes.config import (
     RemoteTeacherSettings,
     SeveralTeacherSettings,
 )
+from tutelage.recipes.narrator import Silence
 from tutelage.recipes.pair import each_teacher
 from tutelage.recipes.remote import look_at_server
 from tutelage.recipes.rows import Rows
@@ -25,9 +26,9 @@ def look_elsewhere(recipe: Recipe, rows: Rows, language: Language) -> Iterator[t
     if not isinstance(recipe.teacher, SeveralTeacherSettings):
         yield from _look(recipe, rows, language, "")
         return
-    by = shares(recipe, rows)
-    for name, one in each_teacher(recipe).items():
-        yield from _look(one, own_rows(rows, by, name), language, f" of {name}")
+    by, each = shares(recipe, rows, Silence()), each_teacher(recipe)
+    for name, one in each.items():
+        yield from _look(one, own_rows(rows, by, [*each], name), language, f" of {name}")
 
 
 def _look(

@@ -59,7 +59,9 @@ def load_head(path: Path, shape: HeadShape, *, device: str | torch.device = "cpu
         got = "is damaged" if path.is_file() else "is missing"
         raise damaged(path, f"{got}; it must be as it was written")
     try:
-        tensors = load_file(path, device=str(device))
+        # Moved afterwards: among several processes the CPU is called cpu:0, which safetensors
+        # does not know.
+        tensors = {name: one.to(device) for name, one in load_file(path).items()}
         weight = tensors["weight"]
     except (SafetensorError, KeyError) as error:
         raise damaged(path, "holds no head; it must be as it was written") from error

@@ -8,6 +8,7 @@ from tutelage.training.losses.contradictions import (
 )
 from tutelage.training.losses.drift import Drift, drift_numbers, drift_of
 from tutelage.training.losses.module import Comparison, Drawing, LossModule
+from tutelage.training.losses.shares import share_numbers
 
 __all__ = [
     "Comparison",
@@ -20,4 +21,5 @@ __all__ = [
     "kind_of",
     "policy_contradictions",
     "refuse_contradictions",
+    "share_numbers",
 ]

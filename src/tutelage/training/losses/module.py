@@ -1,5 +1,6 @@
 """The student and its loss, as one module that ranks can wrap."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import final
@@ -11,7 +12,7 @@ from typing_extensions import override
 
 from tutelage.core.crossing import Coverage
 from tutelage.core.records import TokenBatch
-from tutelage.core.targets import OtherVocabularyTarget, Target
+from tutelage.core.targets import OtherVocabularyTarget, SeveralTarget, Target
 from tutelage.models.causal_lm import CausalLM
 from tutelage.models.routers import checkpointing_options
 from tutelage.objectives import Move, NoMove, Objective, PolicyGradient, Taid, token_advantages
@@ -57,6 +58,8 @@ class Comparison:
     """How far the student is from who drew the tokens, where that is measured."""
     coverage: Coverage | None = None
     """How much could be compared, where the teacher has another tokenizer."""
+    row_shares: Mapping[str, float] | None = None
+    """What each of several teachers counted, where a router weighs them."""
 
 
 @final
@@ -232,6 +235,7 @@ class LossModule(nn.Module):
             moved_cross_entropy=moved,
             drift=drift,
             coverage=target.coverage if isinstance(target, OtherVocabularyTarget) else None,
+            row_shares=target.row_shares if isinstance(target, SeveralTarget) else None,
         )
 
     def _loss(
