@@ -1,5 +1,6 @@
 """Runs with several teachers, live and cached, and what they refuse."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,18 @@ def test_a_row_that_names_no_teacher_is_named(folder: Path) -> None:
         DataError, match=r"has '0 and' in column prompt; it must be one of one, other"
     ):
         run_recipe(recipe)
+
+
+def test_equal_rows_name_one_teacher(folder: Path) -> None:
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    twin = {**json.loads(lines[4]), "teacher": "other"}
+    assert json.loads(lines[4])["teacher"] == "one"
+    recipe = recipe_of(folder, "run", several(folder, "by: row"))
+    (folder / "rows.jsonl").write_text("\n".join([*lines, lines[5], json.dumps(twin)]) + "\n")
+    with pytest.raises(DataError, match=r"which has the same tokens, '(one|other)'; equal rows"):
+        run_recipe(recipe)
+    (folder / "rows.jsonl").write_text("\n".join([*lines, lines[5]]) + "\n")
+    run_recipe(recipe)
 
 
 def test_a_recipe_of_several_is_not_cached_as_one(folder: Path) -> None:

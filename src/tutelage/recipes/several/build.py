@@ -88,7 +88,7 @@ def shares(recipe: Recipe, rows: Rows, narrator: Narrator) -> Shares:
     assert isinstance(settings, SeveralTeacherSettings)  # noqa: S101  the caller has looked
     match settings.by:
         case "row":
-            return ByRow(teacher_of={key_of(row): _name(row, settings) for row in _every(rows)})
+            return ByRow(teacher_of=_names(_every(rows), settings))
         case "router":
             if isinstance(settings.router, ClassifierRouter):
                 return classified(settings.router, [*settings.teachers], _every(rows), narrator)
@@ -138,6 +138,21 @@ def _member(
 
 def _every(rows: Rows) -> Sequence[Rollout]:
     return [*rows.training, *rows.held_out]
+
+
+def _names(rows: Sequence[Rollout], settings: SeveralTeacherSettings) -> dict[str, str]:
+    """A row's content to its teacher."""
+    found: dict[str, Rollout] = {}
+    for row in rows:
+        twin = found.setdefault(key_of(row), row)
+        mine, other = _name(row, settings), _name(twin, settings)
+        if mine != other:
+            raise DataError(
+                f"{row.prompt.name} has {mine!r} in column {settings.column}, and "
+                f"{twin.prompt.name}, which has the same tokens, {other!r}; equal rows must name "
+                "one teacher. Leave one of them out, or blend the teachers by mixture."
+            )
+    return {key: _name(row, settings) for key, row in found.items()}
 
 
 def _name(row: Rollout, settings: SeveralTeacherSettings) -> str:
