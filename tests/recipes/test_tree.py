@@ -232,3 +232,11 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_nearest_preset(tmp_path:
         read_recipe("dem")
     with pytest.raises(ConfigError, match="is a folder"):
         read_recipe(str(tmp_path))
+
+
+def test_a_setting_of_another_kind_says_of_which() -> None:
+    assert said({"part": {"kind": "harsh", "temperature": 2}}) == [
+        "part.temperature is not a setting of harsh, but of gentle. Remove it, or change part.kind."
+    ]
+    inside = {"kind": "several", "terms": [{"kind": "gentle", "share": 0.5}]}
+    assert said({"part": inside})[0].startswith("part.terms.0.share is not a setting of gentle")

@@ -89,13 +89,33 @@ def unknown_setting(root: type[BaseModel], raw: Tree, path: Path) -> str:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     if near:
         return f"{dotted} is not a setting of {holder}. Did you mean {near[0]}?"
+    kinds = _kinds_with(root, raw, path)
+    if kinds:
+        where = ".".join(str(part) for part in (*parents, "kind"))
+        return (
+            f"{dotted} is not a setting of {holder}, but of {' and '.join(kinds)}. Remove it, or "
+            f"change {where}."
+        )
     elsewhere = [found for found in every_path(root) if found.rsplit(".", 1)[-1] == name]
     if elsewhere:
         # Nearest first; one name may be found in several places.
-        likely = " or ".join(list(dict.fromkeys(elsewhere))[:_NUM_GUESSES])
+        nearest = sorted(dict.fromkeys(elsewhere), key=lambda found: found.count("."))
+        likely = " or ".join(nearest[:_NUM_GUESSES])
         return f"{dotted} is not a setting of {holder}. Did you mean {likely}?"
     listed = ", ".join(names) if names else "none"
     return f"{dotted} is not a setting of {holder}. Its settings are: {listed}."
+
+
+def _kinds_with(root: type[BaseModel], raw: Tree, path: Path) -> list[str]:
+    """Kinds that could stand where a setting was written, and know it."""
+    *above, parent, name = (None, *path)
+    if not isinstance(parent, str):
+        return []
+    owners = owners_of(root, raw, tuple(part for part in above if part is not None))
+    fields = [owner.model_fields[parent] for owner in owners if parent in owner.model_fields]
+    models = [model for field in fields for model in models_in(field.annotation)]
+    having = [model.model_fields for model in models if name in model.model_fields]
+    return [str(fields["kind"].default) for fields in having if "kind" in fields]
 
 
 def every_path(root: type[BaseModel], prefix: str = "", depth: int = 3) -> Iterator[str]:
