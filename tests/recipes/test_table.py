@@ -1,12 +1,15 @@
 """Which number stands in which row: of a run, of a saved student, of a comparison."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.cli.conftest import FAST
+from tutelage.cli.tables import summary_table
 from tutelage.core.errors import ConfigError
 from tutelage.recipes.compare import Plan, compare_recipes
 from tutelage.recipes.config import Recipe, load
@@ -73,6 +76,19 @@ def test_another_teacher_and_other_rows_may_be_named_for_a_saved_student(run: Ou
     )
     assert four["rows"][0]["forward_kl"] == evaluate_folder(run.folder)["rows"][0]["forward_kl"]
     assert nine["rows"][0]["forward_kl"] != four["rows"][0]["forward_kl"]
+
+
+def test_a_saved_student_is_measured_on_what_it_writes_where_that_is_asked(run: Outcome) -> None:
+    asked = ["evaluation.written_rows=2", "rollouts.max_completion_tokens=4"]
+    (row, _) = evaluate_folder(run.folder, overrides=asked)["rows"]
+    assert row["written_forward_kl"] > 0
+    assert 0 < row["written_tokens"] <= 4
+    assert "written_forward_kl" not in evaluate_folder(run.folder)["rows"][0]
+    (alone,) = evaluate_folder(run.folder, overrides=asked, teacher="none")["rows"]
+    assert alone["written_tokens"] == row["written_tokens"]
+    shown = Console(width=120, file=io.StringIO(), record=True)
+    shown.print(summary_table({"rows": [row]}))
+    assert "KL, own text" in shown.export_text()
 
 
 def test_measuring_on_no_row_is_refused(run: Outcome, tmp_path: Path) -> None:

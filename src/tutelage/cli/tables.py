@@ -17,11 +17,12 @@ _COLUMNS = (
     ("bits_per_byte", "bits/byte", ".3f"),
     ("aligned_kl", "aligned KL", ".3f"),
     ("forward_kl", "forward KL", ".3f"),
+    ("written_forward_kl", "KL, own text", ".3f"),
     ("top1_agreement", "top-1 agreement", ".3f"),
     ("num_parameters", "parameters", "M"),
     ("tokens_per_second", "tokens/s", ".0f"),
 )
-_OPTIONAL = {"reward", "bits_per_byte", "aligned_kl"}
+_OPTIONAL = {"reward", "bits_per_byte", "aligned_kl", "written_forward_kl"}
 """Columns that are there only where something was found."""
 
 

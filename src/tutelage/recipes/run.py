@@ -313,9 +313,11 @@ def evaluate_folder(
     work = assemble(recipe, None, narrator)
     with narrator.stage("Loading the student"):
         loaded = load_model(str(model_folder), device=work.device)
-    report = Measurer(recipe, work, loaded).report()
+    measurer = Measurer(recipe, work, loaded)
+    report = measurer.report()
     row: dict[str, Any] = {
         **report.numbers(),
+        **measurer.written(),
         "name": "student",
         "num_parameters": loaded.lm.num_parameters(),
     }
