@@ -75,19 +75,7 @@ def load_model(
     where = _place(source, dtype or torch.float32)
     options = _options(source, where, revision=revision, trust_remote_code=trust_remote_code)
     anatomy_of(load_config(source, revision=revision, trust_remote_code=trust_remote_code))
-    _check_weight_files(source, where)
-    with _loading(source):
-        model, told = cast(
-            tuple[PreTrainedModel, Mapping[str, Any]],
-            AutoModelForCausalLM.from_pretrained(
-                where,
-                dtype=dtype or "auto",
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            ),
-        )
-    _check_complete(source, told)
+    model = _weights(AutoModelForCausalLM, source, where, dtype=dtype or "auto", **options)
     tokenizer = _tokenizer(source, where, options)
     lm = CausalLM(host_model(model)).eval().to(device)
     return LoadedModel(lm=lm, tokenizer=tokenizer, source=source)
@@ -101,20 +89,26 @@ def load_classifier(source: str, *, revision: str | None = None) -> LoadedClassi
     """
     where = _folder_or_name(source)
     options = _options(source, where, revision=revision, trust_remote_code=False)
+    auto = AutoModelForSequenceClassification
+    model = _weights(auto, source, where, dtype=torch.float32, **options)
+    return LoadedClassifier(model=model.eval(), tokenizer=_tokenizer(source, where, options))
+
+
+def _weights(
+    auto: type[AutoModelForCausalLM | AutoModelForSequenceClassification],
+    source: str,
+    where: str,
+    **options: Any,  # noqa: ANN401 - what transformers takes
+) -> PreTrainedModel:
+    """From safetensors alone, and all that the model needs."""
     _check_weight_files(source, where)
     with _loading(source):
         model, told = cast(
             tuple[PreTrainedModel, Mapping[str, Any]],
-            AutoModelForSequenceClassification.from_pretrained(
-                where,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                **options,
-            ),
+            auto.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options),
         )
     _check_complete(source, told)
-    return LoadedClassifier(model=model.eval(), tokenizer=_tokenizer(source, where, options))
+    return model
 
 
 def load_config(

@@ -55,7 +55,7 @@ from tutelage.recipes.rows import (
     with_views,
     writes,
 )
-from tutelage.recipes.several import build_several, who_teach
+from tutelage.recipes.several import NOT_WHO_TEACHES, build_several, who_teach
 from tutelage.recipes.teaching import build_teacher
 from tutelage.recipes.tokenizers import (
     add_bridge,
@@ -80,7 +80,6 @@ from tutelage.training import Evaluate, Hook, Ranks, Trainer
 from tutelage.training.state_tree import dotted
 
 _NUM_CALIBRATION_ROWS = 64
-_NOT_WHO_TEACHES = {"trust_remote_code", "remember_megabytes"}
 
 
 @final
@@ -365,7 +364,7 @@ def _identity(recipe: Recipe, work: Work) -> dict[str, Any]:
 def _who_teaches(recipe: Recipe, work: Work) -> dict[str, Any]:
     if recipe.teacher is None:
         return {}
-    named = recipe.teacher.model_dump(mode="json", exclude=_NOT_WHO_TEACHES)
+    named = recipe.teacher.model_dump(mode="json", exclude=NOT_WHO_TEACHES)
     if isinstance(recipe.teacher, CachedTeacherSettings):
         named = {"rest": recipe.teacher.rest, **who_teaches(recipe.teacher)}
     if isinstance(recipe.teacher, RemoteTeacherSettings):

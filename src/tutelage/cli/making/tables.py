@@ -30,7 +30,7 @@ def fidelity_table(outcome: "UpcycleOutcome") -> Table:
     table.add_column("")
     for name in ("feed-forward, a token", "parameters", "perplexity", "forward KL", "top-1"):
         table.add_column(name, justify="right")
-    whole, routed = fidelity.whole, fidelity.routed
+    whole, routed = fidelity.whole, fidelity.routed.report
     dense, experts = outcome.dense, outcome.experts
     table.add_row(
         "dense model",
@@ -62,7 +62,7 @@ def fidelity_table(outcome: "UpcycleOutcome") -> Table:
 
 def load_table(outcome: "UpcycleOutcome") -> Table:
     """Who is chosen how often: a line a layer, a bar an expert, a full bar twice the fair share."""
-    load = outcome.fidelity.load
+    load = outcome.fidelity.routed.load
     table = Table(title="Load of the experts", title_justify="left", box=None, pad_edge=False)
     table.add_column("layer", justify="right", style="dim")
     table.add_column("experts")
@@ -83,10 +83,10 @@ def upcycle_lines(outcome: "UpcycleOutcome") -> Iterator[str]:
         f"check    all experts with equal gates: {verdict}; the largest logit difference is "
         f"{fidelity.largest_difference:.1e}, the largest logit {fidelity.largest_logit:.1f}"
     )
-    violation = fidelity.max_violation
+    violation = fidelity.routed.max_violation
     yield (
         f"load     MaxVio {sum(violation) / len(violation):.2f} on average, {max(violation):.2f} "
-        f"at most; {fidelity.num_idle} experts idle"
+        f"at most; {fidelity.routed.num_idle} experts idle"
     )
     quality = outcome.made.quality
     if quality:
@@ -108,14 +108,14 @@ def reroute_table(outcome: "RerouteOutcome") -> Table:
     after = outcome.after
     table.add_row("teacher", _number(after.report.teacher_perplexity), "0", "1.000", "", "")
     for name, one in (("old routers", outcome.before), ("new routers", after)):
-        busiest = one.load.amax(dim=1) * one.load.shape[1] - 1
+        violation = one.max_violation
         table.add_row(
             name,
             _number(one.report.perplexity),
             _small(one.report.forward_kl),
             _share(one.report.top1_agreement),
-            f"{float(busiest.mean()):.2f}",
-            str(int((one.load == 0).sum())),
+            f"{sum(violation) / len(violation):.2f}",
+            str(one.num_idle),
             style="bold" if one is after else "",
         )
     return table

@@ -11,13 +11,36 @@ from torch import Tensor
 from tutelage.core.records import TokenBatch
 from tutelage.evaluation import DivergenceReport, evaluate_divergence
 from tutelage.models import CausalLM
+from tutelage.routing import expert_load, max_violation, num_dead
 from tutelage.students import Upcycled, all_experts, counted
 from tutelage.teachers import LiveTeacher
 
 EXACT = 1e-5
 """Logits of float32 models that differ by less are equal, up to the order of additions."""
 _SLAB_TOKENS = 128
-_REMEMBER_BYTES = 2**29
+REMEMBER_BYTES = 2**29
+"""What a model that is asked about the same rows again may keep of its answers."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """What a mixture of experts does on the calibration rows, as its routers choose."""
+
+    report: DivergenceReport
+    """Against the dense model."""
+    load: Float[Tensor, "layers E"]
+    """Share of each layer's choices that fall on each expert; a row adds up to 1."""
+
+    @property
+    def max_violation(self) -> list[float]:
+        """For each layer, by how much of the mean the busiest expert is above it (MaxVio)."""
+        return max_violation(self.load).tolist()
+
+    @property
+    def num_idle(self) -> int:
+        """Experts of all layers that no token has chosen."""
+        return int(num_dead(self.load).sum())
 
 
 @final
@@ -31,25 +54,13 @@ class Fidelity:
     """The largest difference of two logits then, in the first batch of rows."""
     largest_logit: float
     """The largest of the dense model's, for scale."""
-    routed: DivergenceReport
-    """Against the dense model, as the routers choose."""
-    load: Float[Tensor, "layers E"]
-    """Share of each layer's choices that fall on each expert; a row adds up to 1."""
+    routed: Routed
+    """As the routers choose."""
 
     @property
     def is_exact(self) -> bool:
         """Whether the two are equal with every expert at work, as far as float32 goes."""
         return self.largest_difference < EXACT * max(1.0, self.largest_logit)
-
-    @property
-    def max_violation(self) -> list[float]:
-        """For each layer, by how much of the mean the busiest expert is above it (MaxVio)."""
-        return (self.load.amax(dim=1) * self.load.shape[1] - 1).tolist()
-
-    @property
-    def num_idle(self) -> int:
-        """Experts of all layers that no token has chosen."""
-        return int((self.load == 0).sum())
 
     def to_json(self) -> Mapping[str, Any]:
         """All of it, as fidelity.json holds it."""
@@ -57,11 +68,18 @@ class Fidelity:
             "all_experts_equal_gates": self.whole.numbers(),
             "largest_logit_difference": self.largest_difference,
             "largest_logit": self.largest_logit,
-            "as_routed": self.routed.numbers(),
-            "load": self.load.tolist(),
-            "max_violation": self.max_violation,
-            "num_idle_experts": self.num_idle,
+            "as_routed": self.routed.report.numbers(),
+            "load": self.routed.load.tolist(),
+            "max_violation": self.routed.max_violation,
+            "num_idle_experts": self.routed.num_idle,
         }
+
+
+def routed(lm: CausalLM, teacher: LiveTeacher, batches: Sequence[TokenBatch]) -> Routed:
+    """Measure a mixture of experts as it is."""
+    with counted(lm) as counts:
+        report = evaluate_divergence(lm, teacher, batches)
+    return Routed(report=report, load=expert_load(counts.float()))
 
 
 def fidelity_of(
@@ -72,18 +90,15 @@ def fidelity_of(
     Args:
         equal_gate: the gate at which all experts together are the dense feed-forward part.
     """
-    teacher = LiveTeacher(dense, remember_bytes=_REMEMBER_BYTES)
+    teacher = LiveTeacher(dense, remember_bytes=REMEMBER_BYTES)
     with all_experts(made.lm, equal_gate):
         whole = evaluate_divergence(made.lm, teacher, batches)
         largest, scale = _largest_difference(made.lm, dense, batches[:1])
-    with counted(made.lm) as counts:
-        routed = evaluate_divergence(made.lm, teacher, batches)
     return Fidelity(
         whole=whole,
         largest_difference=largest,
         largest_logit=scale,
-        routed=routed,
-        load=counts / counts.sum(dim=1, keepdim=True).clamp(min=1),
+        routed=routed(made.lm, teacher, batches),
     )
 
 

@@ -5,23 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from jaxtyping import Float
-from torch import Tensor
-
 from tutelage.core.errors import ModelError
-from tutelage.core.records import TokenBatch
 from tutelage.core.run_log import write_json
 from tutelage.core.seeds import seed_for
-from tutelage.evaluation import DivergenceReport, evaluate_divergence
-from tutelage.models import CausalLM, LoadedModel, load_model, save_model
+from tutelage.models import LoadedModel, load_model, save_model
 from tutelage.recipes.making.card import write_making_card
+from tutelage.recipes.making.fidelity import REMEMBER_BYTES, Routed, routed
 from tutelage.recipes.making.request import Source, calibration_batches, check_free, dtype_of
 from tutelage.recipes.making.targets import write_targets
 from tutelage.recipes.narrator import Narrator, Silence
 from tutelage.students import (
     ReroutedStudent,
     RoutedLayer,
-    counted,
     mean_activations,
     reroute,
     routers_of,
@@ -30,22 +25,6 @@ from tutelage.teachers import LiveTeacher
 from tutelage.text import match
 
 FILE_NAME = "rerouting.json"
-_REMEMBER_BYTES = 2**29
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Routed:
-    """What the mixture of experts does on the calibration rows."""
-
-    report: DivergenceReport
-    """Against the teacher."""
-    load: Float[Tensor, "layers E"]
-    """Share of each layer's choices that fall on each expert; a row adds up to 1."""
-
-    def to_json(self) -> Mapping[str, Any]:
-        """As rerouting.json holds it."""
-        return {**self.report.numbers(), "load": self.load.tolist()}
 
 
 @final
@@ -78,16 +57,16 @@ def reroute_model(
         dense = load_model(source.model, dtype=dtype_of(source))
         routers_of(base.lm)
         teacher = LiveTeacher(
-            dense.lm, num_real=_shared_entries(base, dense), remember_bytes=_REMEMBER_BYTES
+            dense.lm, num_real=_shared_entries(base, dense), remember_bytes=REMEMBER_BYTES
         )
         batches = calibration_batches(source, base.tokenizer, base.lm.device)
     with narrator.stage("Measuring"):
-        before = _routed(base.lm, teacher, batches)
+        before = routed(base.lm, teacher, batches)
     with narrator.stage("Rerouting"):
         seed = seed_for(source.seed, "student")
         layers = reroute(base.lm, dense.lm, batches, plan, seed=seed)
     with narrator.stage("Measuring again"):
-        after = _routed(base.lm, teacher, batches)
+        after = routed(base.lm, teacher, batches)
     with narrator.stage("Writing"):
         folder = save_model(base.lm, base.tokenizer, source.output)
         write_json(folder / FILE_NAME, _told(before, after, layers))
@@ -109,16 +88,12 @@ def _shared_entries(student: LoadedModel, teacher: LoadedModel) -> int:
         raise ModelError(f"{student.source} and {teacher.source}: {error}") from error
 
 
-def _routed(lm: CausalLM, teacher: LiveTeacher, batches: Sequence[TokenBatch]) -> Routed:
-    with counted(lm) as counts:
-        report = evaluate_divergence(lm, teacher, batches)
-    return Routed(report=report, load=counts / counts.sum(dim=1, keepdim=True).clamp(min=1))
-
-
 def _told(before: Routed, after: Routed, layers: Sequence[RoutedLayer]) -> Mapping[str, Any]:
     return {
-        "before": before.to_json(),
-        "after": after.to_json(),
+        **{
+            when: {**one.report.numbers(), "load": one.load.tolist()}
+            for when, one in (("before", before), ("after", after))
+        },
         "layers": [
             {
                 "teacher_layer": layer.origin,

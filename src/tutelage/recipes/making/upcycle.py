@@ -103,9 +103,9 @@ def _write(
         "seed": source.seed,
         "calibration": f"`{source.calibration}`, {source.num_rows} rows",
         "KL to the dense model, all experts with equal gates": f"{fidelity.whole.forward_kl:.3g}",
-        "KL to the dense model, as routed": f"{fidelity.routed.forward_kl:.4g}",
-        "perplexity, as routed": f"{fidelity.routed.perplexity:.4g}",
-        "perplexity of the dense model": f"{fidelity.routed.teacher_perplexity:.4g}",
+        "KL to the dense model, as routed": f"{fidelity.routed.report.forward_kl:.4g}",
+        "perplexity, as routed": f"{fidelity.routed.report.perplexity:.4g}",
+        "perplexity of the dense model": f"{fidelity.routed.report.teacher_perplexity:.4g}",
     }
     about = "A mixture of experts made of a dense model's own neurons; not trained since."
     write_making_card(folder, about, facts)

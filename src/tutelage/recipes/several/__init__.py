@@ -3,9 +3,10 @@
 from tutelage.recipes.several.build import build_several
 from tutelage.recipes.several.check import contradictions_among, told_of_several
 from tutelage.recipes.several.examine import look_elsewhere
-from tutelage.recipes.several.identity import who_teach
+from tutelage.recipes.several.identity import NOT_WHO_TEACHES, who_teach
 
 __all__ = [
+    "NOT_WHO_TEACHES",
     "build_several",
     "contradictions_among",
     "look_elsewhere",

@@ -12,6 +12,8 @@ from tutelage.recipes.remote import who_teaches_there
 from tutelage.teachers import RemoteTeacher, SeveralTeachers
 from tutelage.training.state_tree import dotted
 
+NOT_WHO_TEACHES = {"trust_remote_code", "remember_megabytes"}
+
 
 def who_teach(settings: SeveralTeacherSettings, teachers: SeveralTeachers) -> dict[str, Any]:
     """By dotted name; where a cache or a server is may change, whose answers it has may not."""
@@ -25,8 +27,6 @@ def who_teach(settings: SeveralTeacherSettings, teachers: SeveralTeachers) -> di
                 assert isinstance(member, RemoteTeacher)  # noqa: S101  it was built as one
                 told = who_teaches_there(one, member)
             case _:
-                told = one.model_dump(
-                    mode="json", exclude={"trust_remote_code", "remember_megabytes"}
-                )
+                told = one.model_dump(mode="json", exclude=NOT_WHO_TEACHES)
         named |= dotted(f"teachers.{name}", told)
     return named
