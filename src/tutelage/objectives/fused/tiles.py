@@ -7,7 +7,9 @@ import torch
 _SMALLEST_TILE = 64
 _ENOUGH_WITHOUT_AMX = 352
 """On CPU only the matrix unit for half precision gains from tiles of more tokens."""
-_BLOCK_ENTRIES = 2**16
+_ENTRIES_OF_A_THREAD = 2**18
+"""Fewer, and starting an operation costs as much as its work; more, and rows leave the cache."""
+_BLOCK_ENTRIES = 2**22
 _GPU_BLOCK_ENTRIES = 2**26
 
 
@@ -39,10 +41,12 @@ def has_amx() -> bool:
 
 
 def block_rows(num_entries: int, device: torch.device) -> int:
-    """Rows in a softmax block: on CPU one or a few for each thread, so that they stay in cache."""
+    """Rows in a softmax block: on CPU a few for each thread, so that they stay in cache."""
     if device.type != "cpu":
         return max(_GPU_BLOCK_ENTRIES // num_entries, 1)
-    return torch.get_num_threads() * max(_BLOCK_ENTRIES // num_entries, 1)
+    threads = torch.get_num_threads()
+    most_of_a_thread = max(_BLOCK_ENTRIES // num_entries // threads, 1)
+    return threads * min(-(-_ENTRIES_OF_A_THREAD // num_entries), most_of_a_thread)
 
 
 def spans(total: int, step: int) -> Iterator[tuple[int, int]]:
