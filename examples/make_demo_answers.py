@@ -34,6 +34,8 @@ DEMO_LIMIT = 96
 SAMPLING = Sampling(max_completion_tokens=112, temperature=0.7, top_p=0.9, batch_rows=48)
 NUM_TRIES = 4
 NUM_TRAIN, NUM_HELD_OUT = 360, 60
+SHOWN_LAST = {"who is piers anthony"}
+"""Held-out questions whose answers slander somebody; reports show the first rows."""
 
 Row = dict[str, Any]
 
@@ -92,6 +94,10 @@ def answered(
     return found
 
 
+def _shown_last(row: Mapping[str, Any]) -> bool:
+    return row["messages"][0]["content"] in SHOWN_LAST
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
@@ -111,8 +117,9 @@ def main() -> None:
     rows = [found[question] for question in wanted if question in found]
     num_held_out = min(NUM_HELD_OUT, len(rows) // 2)
     train = rows[num_held_out:][:NUM_TRAIN]
+    held_out = sorted(rows[:num_held_out], key=_shown_last)
     with arguments.output.open("w", encoding="utf-8") as file:
-        for split, part in (("train", train), ("held_out", rows[:num_held_out])):
+        for split, part in (("train", train), ("held_out", held_out)):
             for row in part:
                 file.write(json.dumps({**row, "split": split}, ensure_ascii=False) + "\n")
     print(f"{len(train)} rows to train on and {num_held_out} held out in {arguments.output}")
