@@ -88,7 +88,21 @@ def test_a_saved_student_is_measured_on_what_it_writes_where_that_is_asked(run: 
     assert alone["written_tokens"] == row["written_tokens"]
     shown = Console(width=120, file=io.StringIO(), record=True)
     shown.print(summary_table({"rows": [row]}))
-    assert "KL, own text" in shown.export_text()
+    assert "KL, own" in shown.export_text()
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_table_fits_into_80_characters(*, written: bool) -> None:
+    row = {"perplexity": 54_202.06, "forward_kl": 1.9, "top1_agreement": 0.4}
+    row |= {"num_parameters": 1_102_700_000, "tokens_per_second": 12_744.0}
+    row |= {"reward": 0.3, "written_forward_kl": 0.6} if written else {}
+    rows = [{"name": name, **row} for name in ("before", "cross_entropy", "distilled")]
+    shown = Console(width=80, file=io.StringIO(), record=True)
+    shown.print(summary_table({"rows": rows}))
+    text = shown.export_text()
+    assert "…" not in text
+    for title in ("perplexity", "agreement", "parameters", "tokens/s", "54,202.06", "1,102.7 M"):
+        assert title in text
 
 
 def test_measuring_on_no_row_is_refused(run: Outcome, tmp_path: Path) -> None:

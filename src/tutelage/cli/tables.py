@@ -24,6 +24,8 @@ _COLUMNS = (
 )
 _OPTIONAL = {"reward", "bits_per_byte", "aligned_kl", "written_forward_kl"}
 """Columns that are there only where something was found."""
+_MOST_FRAMED = 6
+"""More columns than these fit into 80 characters only without a frame around every cell."""
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
@@ -36,8 +38,11 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         for column in _COLUMNS
         if column[0] not in _OPTIONAL or any(column[0] in row for row in rows)
     ]
+    tight = len(columns) > _MOST_FRAMED
+    if tight:
+        table.box, table.pad_edge, table.padding = None, False, (0, 1, 0, 0)
     for _, title, _ in columns:
-        table.add_column(title, justify="right")
+        table.add_column("\n".join(title.rsplit(" ", 1)) if tight else title, justify="right")
     for row in rows:
         name = str(row["name"])
         numbers = [_number(row.get(key), form) for key, _, form in columns]
@@ -65,7 +70,7 @@ def comparison_table(comparison: "Comparison") -> Table:
 
 def count_in_short(count: int | float) -> str:
     """Parameters in millions, from a tenth of one on."""
-    return f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,.0f}"  # noqa: PLR2004 - 0.1 M
+    return f"{count / 1e6:,.1f} M" if count >= 1e5 else f"{count:,.0f}"  # noqa: PLR2004 - 0.1 M
 
 
 def _mean(values: Sequence[float]) -> str:
