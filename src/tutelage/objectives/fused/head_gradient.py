@@ -20,6 +20,8 @@ class HeadGradient:
     of entries at a time and each slab's product is added in fp32: the sum over tiles never rounds.
     Where the processor multiplies half-precision tiles (AMX), a product with its left side
     transposed runs at half speed, so there the slab is made lying and turned as it is added.
+    A half-precision head's sum lies in pieces of a slab each, which are given back one by one as
+    the result is written: both are never there as a whole.
     """
 
     def __init__(
@@ -34,7 +36,16 @@ class HeadGradient:
         self._dtype = dtype
         half = self._half = matmul_dtype in (torch.bfloat16, torch.float16)
         sum_dtype = torch.float32 if half else matmul_dtype
-        self._total = torch.empty(shape, dtype=sum_dtype, device=device)
+        self._shape = shape
+        self._whole: Tensor | None = None
+        if half and dtype == matmul_dtype:
+            sizes = [stop - start for start, stop in spans(shape[0], _SLAB_ENTRIES)]
+            self._parts = [
+                torch.empty((size, shape[1]), dtype=sum_dtype, device=device) for size in sizes
+            ]
+        else:
+            self._whole = torch.empty(shape, dtype=sum_dtype, device=device)
+            self._parts = list(self._whole.split(_SLAB_ENTRIES))
         self._num_filled = 0
         self._lying = half and device.type == "cpu" and has_amx()
         slab = min(shape[0], _SLAB_ENTRIES) if half else 0
@@ -53,7 +64,8 @@ class HeadGradient:
         if self._half:
             self._add_slabs(gradient, hidden, factor, first=first)
             return
-        total = self._total[:entries]
+        assert self._whole is not None  # noqa: S101  only half-precision sums lie in pieces
+        total = self._whole[:entries]
         beta = 0 if first else 1
         torch.addmm(total, gradient.T, hidden, beta=beta, alpha=factor, out=total)
 
@@ -66,8 +78,9 @@ class HeadGradient:
         first: bool,
     ) -> None:
         turned = hidden.T.contiguous() if self._lying else hidden
-        for start, stop in spans(gradient.shape[1], _SLAB_ENTRIES):
-            total = self._total[start:stop]
+        pieces = spans(gradient.shape[1], _SLAB_ENTRIES)
+        for (start, stop), part in zip(pieces, self._parts, strict=False):
+            total = part[: stop - start]
             product = self._multiplied(gradient[:, start:stop], turned)
             if first:
                 total.copy_(product).mul_(factor)
@@ -88,5 +101,15 @@ class HeadGradient:
 
     def result(self) -> Float[Tensor, "entries D"]:
         """The sum, in the parameter's own dtype; zeros for entries behind the first V."""
-        self._total[self._num_filled :].zero_()
-        return self._total.to(self._dtype)
+        filled = self._num_filled
+        if self._whole is not None:
+            self._whole[filled:].zero_()
+            return self._whole.to(self._dtype)
+        found = self._parts[0].new_empty(self._shape, dtype=self._dtype)
+        # From the end: the system takes memory back where nothing lies behind it.
+        while self._parts:
+            start = (len(self._parts) - 1) * _SLAB_ENTRIES
+            part = self._parts.pop()
+            found[start : start + len(part)].copy_(part)
+        found[filled:].zero_()
+        return found
