@@ -88,7 +88,7 @@ def test_a_saved_student_is_measured_on_what_it_writes_where_that_is_asked(run: 
     assert alone["written_tokens"] == row["written_tokens"]
     shown = Console(width=120, file=io.StringIO(), record=True)
     shown.print(summary_table({"rows": [row]}))
-    assert "KL, own" in shown.export_text()
+    assert "KL, own text" in shown.export_text()
 
 
 @pytest.mark.parametrize("written", [False, True])
